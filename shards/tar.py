@@ -1,0 +1,97 @@
+"""USTAR members as bytes, and back: the only part of tar that a shard uses.
+
+A header is 512 bytes; data is padded with zeros to 512. Format: POSIX.1-1988 ustar, as `tarfile.USTAR_FORMAT` writes it (a
+test compares the bytes). Parsing is strict: a wrong checksum, type or name is an error with its offset, never a shorter list,
+since a forgiving reader loses samples in silence. Cost: about 2 us a member each way.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+BLOCK = 512
+RECORD = 20 * BLOCK
+MAX_MEMBER = 8**11 - 1  # what eleven octal digits hold: 8 GiB
+_ZERO = bytes(BLOCK)
+
+
+class TarError(ValueError):
+    """A shard's bytes are not the plain USTAR that the format promises; the message gives the offset."""
+
+
+def padded(size: int) -> int:
+    """Bytes that `size` bytes of data take in the archive."""
+    return -(-size // BLOCK) * BLOCK
+
+
+def header(name: str, size: int) -> bytes:
+    """The 512-byte header of a regular file: mode 0644, owner 0, mtime 0."""
+    raw = name.encode("ascii")
+    if len(raw) > 100 or not 0 <= size <= MAX_MEMBER:
+        raise ValueError(f"a member of {size} bytes named {name!r} does not fit a plain USTAR header")
+    fields = b"".join((
+        raw.ljust(100, b"\0"), b"0000644\0", b"0000000\0", b"0000000\0", b"%011o\0" % size, b"00000000000\0",
+        b"        ", b"0", bytes(100), b"ustar\x0000", bytes(32), bytes(32), b"0000000\0", b"0000000\0", bytes(167)))
+    return b"%s%06o\0 %s" % (fields[:148], sum(fields), fields[156:])
+
+
+def member(name: str, data: bytes) -> bytes:
+    """Header, data and padding of one member."""
+    return b"".join((header(name, len(data)), data, bytes(padded(len(data)) - len(data))))
+
+
+def ending(size: int) -> bytes:
+    """What closes an archive of `size` bytes: two zero blocks, then zeros up to a whole record."""
+    return bytes(2 * BLOCK + -(size + 2 * BLOCK) % RECORD)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One member: its name, the offset of its header, and that and the size of its data."""
+
+    name: str
+    offset: int
+    data_offset: int
+    size: int
+
+    @property
+    def end(self) -> int:
+        """Offset just past the padding."""
+        return self.data_offset + padded(self.size)
+
+
+def members(buffer: bytes | memoryview, *, base: int = 0, whole: bool = False) -> Iterator[Member]:
+    """Yield the members of `buffer`, which starts at a header; offsets are counted from `base`.
+
+    `whole` says that the buffer is a complete archive: it must then end with its zero blocks. Otherwise it must end with a
+    member's padding. Raises TarError at the first byte that is not as written.
+    """
+    view, at = memoryview(buffer), 0
+    while at < len(view):
+        block = bytes(view[at:at + BLOCK])
+        if block == _ZERO:
+            if not whole or bytes(view[at:]) != ending(at):
+                raise TarError(f"offset {base + at}: zero blocks where a member was due")
+            return
+        name, size = _parse(block, base + at)
+        found = Member(name, base + at, base + at + BLOCK, size)
+        at += BLOCK + padded(size)
+        if at > len(view):
+            raise TarError(f"offset {found.offset}: {name} of {size} bytes is cut off")
+        if any(view[found.data_offset - base + size:at]):
+            raise TarError(f"offset {found.offset}: padding of {name} is not zero")
+        yield found
+    if whole:
+        raise TarError(f"offset {base + at}: the archive has no end")
+
+
+def _parse(block: bytes, offset: int) -> tuple[str, int]:
+    if len(block) < BLOCK or block[257:265] != b"ustar\x0000" or block[156:157] != b"0":
+        raise TarError(f"offset {offset}: not the header of a regular USTAR file")
+    try:
+        checksum, size = int(block[148:154], 8), int(block[124:135], 8)
+        name = block[:100].rstrip(b"\0").decode("ascii")
+    except ValueError:
+        raise TarError(f"offset {offset}: unreadable header") from None
+    if sum(block) - sum(block[148:156]) + 8 * 32 != checksum or block != header(name, size):
+        raise TarError(f"offset {offset}: header checksum or fields are wrong")
+    return name, size
