@@ -30,7 +30,7 @@ def header(name: str, size: int) -> bytes:
         raise ValueError(f"a member of {size} bytes named {name!r} does not fit a plain USTAR header")
     fields = b"".join((
         raw.ljust(100, b"\0"), b"0000644\0", b"0000000\0", b"0000000\0", b"%011o\0" % size, b"00000000000\0",
-        b"        ", b"0", bytes(100), b"ustar\x0000", bytes(32), bytes(32), b"0000000\0", b"0000000\0", bytes(167)))
+        b"        ", b"0", bytes(100), b"ustar\x0000", bytes(32), bytes(32), bytes(183)))
     return b"%s%06o\0 %s" % (fields[:148], sum(fields), fields[156:])
 
 
