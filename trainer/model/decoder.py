@@ -1,0 +1,176 @@
+"""The decoder: a Llama (RoPE, RMSNorm, SwiGLU, grouped-query attention), over packed rows or with a cache.
+
+A row holds several samples. `packed_mask` turns their segment ids into what attention needs: on CUDA a block mask for
+flex attention, which skips whole blocks of other samples and of the future, elsewhere a boolean mask for SDPA. Module
+names are Llama's own (`layers.0.self_attn.q_proj`), so public checkpoints load without a table.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.utils.checkpoint import checkpoint
+
+from trainer.model.config import DecoderConfig
+
+# Uncompiled, both write out T x T scores; compiled, neither does.
+_flex = torch.compile(flex_attention, dynamic=False)
+_block_mask = torch.compile(create_block_mask, dynamic=False)
+
+
+def flex_mask(segment_ids: Tensor, *, compiled: bool = True) -> BlockMask:
+    """Flex attention's block mask of packed rows; see packed_mask."""
+    batch, length = segment_ids.shape
+
+    def same_sample(b: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return (q >= k) & (segment_ids[b, q] == segment_ids[b, k])
+
+    make: Any = _block_mask if compiled else create_block_mask
+    mask: BlockMask = make(same_sample, batch, None, length, length, device=str(segment_ids.device))
+    return mask
+
+
+def packed_mask(segment_ids: Tensor) -> BlockMask | Tensor:
+    """Who may look at whom: earlier positions of the same segment and oneself.
+
+    segment_ids: int32 [B, T], one value a sample, padding a value of its own (-1), which so never gives an empty row
+    of scores. Returns a BlockMask on CUDA, else bool [B, 1, T, T].
+    """
+    if segment_ids.is_cuda:
+        return flex_mask(segment_ids)
+    same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
+    return same & torch.ones(same.shape[-2:], dtype=torch.bool, device=same.device).tril()
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | Tensor | None) -> Tensor:
+    """Grouped-query attention of q [B, H, T, d] over k, v [B, G, S, d]; without a mask causal, T being S."""
+    if isinstance(mask, BlockMask):
+        kernel: Any = _flex if q.is_cuda else flex_attention
+        out: Tensor = kernel(q, k, v, block_mask=mask, enable_gqa=True)
+        return out
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
+
+
+class LayerCache:
+    """Keys and values of one layer, [B, G, capacity, d]: `length` of them are filled."""
+
+    def __init__(self, shape: tuple[int, int, int, int], device: torch.device, dtype: torch.dtype) -> None:
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.length = 0
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append the new positions and return all so far."""
+        end = self.length + k.shape[2]
+        self.keys[:, :, self.length : end], self.values[:, :, self.length : end] = k, v
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all rows of the batch but those: finished texts cost nothing more."""
+        self.keys, self.values = self.keys[rows], self.values[rows]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rope:
+    """cos and sin of every position, [B, 1, T, d], in float32."""
+
+    cos: Tensor
+    sin: Tensor
+
+    @classmethod
+    def at(cls, position_ids: Tensor, config: DecoderConfig) -> "Rope":
+        """Rotary angles for int64 positions [B, T]."""
+        steps = torch.arange(0, config.head_dim, 2, device=position_ids.device, dtype=torch.float32)
+        frequencies = 1.0 / config.rope_theta ** (steps / config.head_dim)
+        angles = (position_ids[..., None].float() * frequencies).repeat(1, 1, 2)[:, None]
+        return cls(cos=angles.cos(), sin=angles.sin())
+
+    def __call__(self, x: Tensor) -> Tensor:
+        first, second = x.chunk(2, -1)
+        return (x * self.cos + torch.cat([-second, first], -1) * self.sin).to(x.dtype)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.q_proj = nn.Linear(config.width, config.width, bias=False)
+        self.k_proj = nn.Linear(config.width, config.kv_heads * config.head_dim, bias=False)
+        self.v_proj = nn.Linear(config.width, config.kv_heads * config.head_dim, bias=False)
+        self.o_proj = nn.Linear(config.width, config.width, bias=False)
+
+    def forward(self, x: Tensor, rope: Rope, mask: BlockMask | Tensor | None, cache: LayerCache | None) -> Tensor:
+        batch, length, width = x.shape
+        q, k, v = (
+            project(x).view(batch, length, -1, self.head_dim).transpose(1, 2)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k = rope(q), rope(k)
+        if cache is not None:
+            k, v = cache.extend(k, v)
+        return self.o_proj(attend(q, k, v, mask).transpose(1, 2).reshape(batch, length, width))
+
+
+class Mlp(nn.Module):
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.width, config.mlp, bias=False)
+        self.up_proj = nn.Linear(config.width, config.mlp, bias=False)
+        self.down_proj = nn.Linear(config.mlp, config.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nn.Module):
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.mlp = Mlp(config)
+
+    def forward(self, x: Tensor, rope: Rope, mask: BlockMask | Tensor | None, cache: LayerCache | None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope, mask, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    """Embeddings [B, T, C] -> hidden states [B, T, C]; `logits` reads the vocabulary off them."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.lm_head = None if config.tied else nn.Linear(config.width, config.vocab_size, bias=False)
+        self.recompute = False  # activation checkpointing, one layer at a time
+
+    def forward(
+        self,
+        x: Tensor,
+        position_ids: Tensor,
+        mask: BlockMask | Tensor | None,
+        caches: list[LayerCache] | None = None,
+    ) -> Tensor:
+        rope = Rope.at(position_ids, self.config)
+        for index, layer in enumerate(self.layers):
+            if self.recompute and self.training:
+                x = checkpoint(layer, x, rope, mask, None, use_reentrant=False)
+            else:
+                x = layer(x, rope, mask, None if caches is None else caches[index])
+        return self.norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores [..., vocab_size] of hidden states [..., C]."""
+        return F.linear(hidden, self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight)
+
+    def make_caches(self, batch: int, capacity: int, device: torch.device, dtype: torch.dtype) -> list[LayerCache]:
+        """Empty caches, one a layer, for `batch` texts of up to `capacity` positions."""
+        shape = (batch, self.config.kv_heads, capacity, self.config.head_dim)
+        return [LayerCache(shape, device, dtype) for _ in self.layers]

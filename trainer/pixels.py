@@ -1,0 +1,157 @@
+"""From the bytes of a picture to what the encoder reads.
+
+    image = decode_image(data)                 uint8 [height, width, 3], upright RGB
+    view = place(image, "base")                uint8 [1024, 1024, 3], resized and padded as ImageOps.pad does
+    pixel_values = group_views([ImageViews(view=view)])
+
+Pixels stay uint8 and interleaved (height, width, channel) up to the device: three bytes a pixel cross the process
+boundary and the bus, and nothing is transposed in a worker. Cost of a 1024-pixel page: decoding a few ms, placing
+nothing when the stored picture already has the canvas's size, else one resize.
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from shards.geometry import PAD_COLOUR, TILE, get_mode, grid_of, placeholders, placement
+
+Pixels = npt.NDArray[np.uint8]
+
+
+def decode_image(data: bytes) -> Pixels:
+    """Encoded bytes -> uint8 [height, width, 3]: upright, RGB, alpha laid over white. ValueError if it cannot be read.
+
+    Stored pictures are already upright RGB or gray; the rest is for pictures that a user hands to sample.py.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            image = to_rgb(opened)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"not a readable picture ({len(data)} bytes): {error}") from error
+    return np.asarray(image)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Upright RGB of a picture of any mode; transparent pixels show white, 16-bit gray is scaled and not clipped."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode in ("I", "I;16", "I;16L", "I;16B", "F"):
+        levels = np.asarray(image, dtype=np.float64)
+        image = Image.fromarray((levels / 257 if levels.max(initial=0) > 255 else levels).clip(0, 255).astype(np.uint8))
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def place(image: Pixels, mode: str) -> Pixels:
+    """The mode's canvas uint8 [side, side, 3] of a picture uint8 [height, width, 3], as Pillow's ImageOps.pad places it."""
+    side, (height, width) = get_mode(mode).side, image.shape[:2]
+    at = placement(mode, width, height)
+    if (width, height) != (at.width, at.height):
+        image = np.asarray(Image.fromarray(image).resize((at.width, at.height), Image.Resampling.BICUBIC))
+    if (at.width, at.height) == (side, side):
+        return image
+    canvas = np.empty((side, side, 3), np.uint8)
+    canvas[:] = PAD_COLOUR
+    canvas[at.top : at.top + at.height, at.left : at.left + at.width] = image
+    return canvas
+
+
+def cut_tiles(stitched: Pixels, grid: tuple[int, int]) -> Pixels:
+    """Gundam's tiles uint8 [w * h, 640, 640, 3], row by row, of their stitched picture uint8 [640 h, 640 w, 3]."""
+    (w, h), found = grid, stitched.shape
+    if found != (TILE * h, TILE * w, 3):
+        raise ValueError(f"a picture of {w} x {h} tiles has shape {(TILE * h, TILE * w, 3)}, not {found}")
+    return stitched.reshape(h, TILE, w, TILE, 3).swapaxes(1, 2).reshape(-1, TILE, TILE, 3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageViews:
+    """What the encoder sees of one image: its view uint8 [side, side, 3] and, in gundam, its tiles and their (w, h)."""
+
+    view: Pixels
+    tiles: Pixels | None = None
+    grid: tuple[int, int] = (0, 0)
+
+
+def view_image(image: Pixels, mode: str) -> ImageViews:
+    """The views of an original picture, for inference: what the pipeline stores, without the detour over a file."""
+    height, width = image.shape[:2]
+    grid = grid_of(mode, width, height)
+    if grid == (0, 0):
+        return ImageViews(view=place(image, mode))
+    stitched = Image.fromarray(image).resize((TILE * grid[0], TILE * grid[1]), Image.Resampling.BICUBIC)
+    return ImageViews(view=place(image, mode), tiles=cut_tiles(np.asarray(stitched), grid), grid=grid)
+
+
+def count_placeholders(mode: str, views: ImageViews) -> int:
+    """Placeholder tokens of an image in that mode."""
+    return placeholders(mode, views.grid)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelValues:
+    """The images of a batch, grouped by size so that each size is one forward of the encoder.
+
+    views: side in pixels -> uint8 [N, 3, side, side] (in channels-last memory when made by group_views). Gundam's tiles
+        are views of side 640 like any other.
+    images: one (side, w, h) an image, in the order in which their placeholders stand in the batch: row 0 first, then by
+        position. An image takes, from the front of what is left, first its w * h tiles (row by row) out of views[640],
+        then its one view out of views[side]; (w, h) is (0, 0) for an image without tiles.
+    positions: int64 [number of placeholders], the flat positions b * T + t of all placeholders of the batch in rising
+        order, or None: then the model finds them, which on CUDA waits for the device.
+
+    Images are encoded in these groups and their features are scattered back in the order of `images`.
+    """
+
+    views: dict[int, Tensor]
+    images: tuple[tuple[int, int, int], ...]
+    positions: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        wanted: dict[int, int] = {}
+        for side, w, h in self.images:
+            wanted[side] = wanted.get(side, 0) + 1
+            if w * h:
+                wanted[TILE] = wanted.get(TILE, 0) + w * h
+        for side, pixels in self.views.items():
+            if pixels.dtype != torch.uint8 or pixels.shape[1:] != (3, side, side):
+                raise ValueError(f"views[{side}] is {pixels.dtype} {tuple(pixels.shape)}, not uint8 [N, 3, {side}, {side}]")
+        found = {side: len(pixels) for side, pixels in self.views.items()}
+        if found != wanted:
+            raise ValueError(f"the images of the batch need {wanted} views a side, but there are {found}")
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "PixelValues":
+        """The same on another device."""
+        positions = None if self.positions is None else self.positions.to(device, non_blocking=non_blocking)
+        views = {side: pixels.to(device, non_blocking=non_blocking) for side, pixels in self.views.items()}
+        return PixelValues(views=views, images=self.images, positions=positions)
+
+    def pin_memory(self) -> "PixelValues":
+        """The same in page-locked memory; torch's DataLoader calls it by this name."""
+        positions = None if self.positions is None else self.positions.pin_memory()
+        views = {side: pixels.pin_memory() for side, pixels in self.views.items()}
+        return PixelValues(views=views, images=self.images, positions=positions)
+
+
+def group_views(images: Sequence[ImageViews], positions: Tensor | None = None) -> PixelValues | None:
+    """Images in batch order -> their PixelValues; None without any, which is a text-only batch."""
+    if not images:
+        return None
+    parts: dict[int, list[Pixels]] = {}
+    for image in images:
+        if image.tiles is not None:
+            parts.setdefault(TILE, []).extend(image.tiles)
+        parts.setdefault(len(image.view), []).append(image.view)
+    views = {side: torch.from_numpy(np.stack(group)).permute(0, 3, 1, 2) for side, group in parts.items()}
+    return PixelValues(
+        views=views, images=tuple((len(image.view), *image.grid) for image in images), positions=positions
+    )
