@@ -1,0 +1,265 @@
+"""Where the bytes of packed rows come from: a local folder, s3:// by range requests, or either through a cache of shards.
+
+    store = open_store("shards/stage1")           # one pread a row
+    store = open_store("s3://bucket/stage1")      # one range request a row, several in flight (needs the extra `s3`)
+    store = open_store(where, cache=Cache(folder=Path("/scratch"), bytes=200 << 30))    # whole shards, then pread
+
+A store is made before the workers fork and holds no connection or open file until it is first used, so every worker makes
+its own. The cache is shared by all processes of a machine; with one smaller than the data set, `--shuffle-window` keeps the
+shards in use within it (otherwise a global shuffle fetches a whole shard for every row).
+"""
+
+import contextlib
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from shards import manifest as manifests
+from shards import table
+from shards.reader import DamagedRow, ShardReader
+
+S3_ATTEMPTS = 8  # botocore backs off between them
+COPY_BYTES = 16 << 20
+
+
+class Store(Protocol):
+    """Bytes of one shard directory."""
+
+    where: str
+    in_flight: int  # reads that are worth having under way at once
+
+    def read_bytes(self, split: str, row: Any) -> bytes:
+        """The bytes of one entry of the row table; DamagedRow if there are fewer than it says."""
+        ...
+
+    def read_file(self, name: str) -> bytes:
+        """A whole small file of the directory; FileNotFoundError without it."""
+        ...
+
+    def fetch(self, name: str, path: Path) -> None:
+        """Copy a whole file of the directory to a local path."""
+        ...
+
+
+def _short(place: str, start: int, found: int, told: int) -> str:
+    return f"{place}: row at offset {start} is {found} bytes long where the table says {told}: cut off, or of another build"
+
+
+class LocalStore:
+    """A folder of this machine: one positional read a row."""
+
+    in_flight = 1
+
+    def __init__(self, folder: Path) -> None:
+        self.where, self._folder = str(folder), folder
+        self._readers: dict[str, ShardReader] = {}
+
+    def read_bytes(self, split: str, row: Any) -> bytes:
+        """See Store."""
+        if split not in self._readers:
+            self._readers[split] = ShardReader(self._folder, split)
+        return self._readers[split].read_bytes(row)
+
+    def read_file(self, name: str) -> bytes:
+        """See Store."""
+        return (self._folder / name).read_bytes()
+
+    def fetch(self, name: str, path: Path) -> None:
+        """See Store."""
+        with open(self._folder / name, "rb") as source, open(path, "wb") as target:
+            while chunk := source.read(COPY_BYTES):
+                target.write(chunk)
+
+
+class S3Store:
+    """A prefix of a bucket. AWS_ENDPOINT_URL, AWS_PROFILE and the like are honoured, as boto3 does."""
+
+    in_flight = 8
+
+    def __init__(self, url: str) -> None:
+        bucket, _, prefix = url.removeprefix("s3://").partition("/")
+        if not bucket:
+            raise ValueError(f"{url!r} names no bucket; write s3://bucket/prefix")
+        self.where, self._bucket, self._prefix = url, bucket, prefix.strip("/")
+        self._client: Any = None
+        self._owner = 0
+
+    def _s3(self) -> Any:
+        """This process's client: one made before a fork must not be shared, its sockets would be."""
+        if self._owner != os.getpid():
+            try:
+                import boto3
+                from botocore.config import Config
+            except ImportError:
+                raise ValueError(f"{self.where} needs boto3: pip install 'nano-deepseek-ocr[s3]'") from None
+            config = Config(max_pool_connections=2 * self.in_flight, retries={"max_attempts": S3_ATTEMPTS, "mode": "adaptive"},
+                            connect_timeout=10, read_timeout=60)
+            self._client, self._owner = boto3.session.Session().client("s3", config=config), os.getpid()
+        return self._client
+
+    def _key(self, name: str) -> str:
+        return f"{self._prefix}/{name}".lstrip("/")
+
+    def _get(self, name: str, **more: str) -> bytes:
+        """One GET with its body, tried again when the body breaks off (botocore only retries up to the headers)."""
+        from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError
+
+        for attempt in range(S3_ATTEMPTS):
+            try:
+                body: bytes = self._s3().get_object(Bucket=self._bucket, Key=self._key(name), **more)["Body"].read()
+                return body
+            except ClientError as error:
+                if error.response["Error"]["Code"] in ("NoSuchKey", "404"):
+                    raise FileNotFoundError(f"{self.where}/{name} does not exist") from None
+                raise ValueError(f"{self.where}/{name}: {error}") from None
+            except (HTTPClientError, IncompleteReadError):
+                if attempt + 1 == S3_ATTEMPTS:
+                    raise
+        raise AssertionError("unreachable")
+
+    def read_bytes(self, split: str, row: Any) -> bytes:
+        """See Store."""
+        name, start, length = table.shard_name(split, int(row["shard"])), int(row["offset"]), int(row["length"])
+        data = self._get(name, Range=f"bytes={start}-{start + length - 1}")
+        if len(data) != length:
+            raise DamagedRow(_short(f"{self.where}/{name}", start, len(data), length))
+        return data
+
+    def read_file(self, name: str) -> bytes:
+        """See Store."""
+        return self._get(name)
+
+    def fetch(self, name: str, path: Path) -> None:
+        """See Store."""
+        self._s3().download_file(self._bucket, self._key(name), str(path))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cache:
+    """Where whole shards are kept, and how many bytes of them at most (one shard at least is always kept)."""
+
+    folder: Path
+    bytes: int
+
+
+class CachedStore:
+    """Whole shards of another store, fetched once a machine and read locally; the least recently used make room.
+
+    A shard in use is never pulled away from a reader: an open file outlives its name.
+    """
+
+    def __init__(self, inner: Store, cache: Cache) -> None:
+        self.where, self._inner, self._bytes = inner.where, inner, cache.bytes
+        self.in_flight = max(2, inner.in_flight)  # the next shard is fetched while a row is decoded
+        name = "".join(c if c.isalnum() else "-" for c in inner.where).strip("-")[-80:]
+        self._folder = cache.folder / name
+
+    def read_bytes(self, split: str, row: Any) -> bytes:
+        """See Store."""
+        name = table.shard_name(split, int(row["shard"]))
+        start, length = int(row["offset"]), int(row["length"])
+        with self._open(name) as file:
+            data = os.pread(file, length, start)
+        if len(data) != length:
+            raise DamagedRow(_short(f"{self.where}/{name}", start, len(data), length))
+        return data
+
+    @contextlib.contextmanager
+    def _open(self, name: str) -> Iterator[int]:
+        """A descriptor of the cached shard, fetched first if it is not there."""
+        path = self._folder / name
+        try:
+            file = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            file = self._fetch_locked(name, path)
+        try:
+            os.utime(file)  # the age that eviction goes by
+            yield file
+        finally:
+            os.close(file)
+
+    def _fetch_locked(self, name: str, path: Path) -> int:
+        """Fetch under a lock of that shard (others are fetched meanwhile), open, then make room."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with open(self._folder / f".{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                partial = self._folder / f".{name}.partial"
+                self._inner.fetch(name, partial)
+                os.replace(partial, path)
+            file = os.open(path, os.O_RDONLY)
+        self._make_room(path)
+        return file
+
+    def _make_room(self, kept: Path) -> None:
+        with open(self._folder / ".room.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            sizes = {path: path.stat() for path in self._folder.glob("*.tar")}
+            total = sum(stat.st_size for stat in sizes.values())
+            for path in sorted(sizes, key=lambda path: sizes[path].st_mtime_ns):
+                if total <= self._bytes:
+                    return
+                if path != kept:
+                    path.unlink(missing_ok=True)
+                    total -= sizes[path].st_size
+
+    def read_file(self, name: str) -> bytes:
+        """See Store."""
+        return self._inner.read_file(name)
+
+    def fetch(self, name: str, path: Path) -> None:
+        """See Store."""
+        self._inner.fetch(name, path)
+
+
+def open_store(where: str, cache: Cache | None = None) -> Store:
+    """The store of a folder or an s3:// address."""
+    if "://" in where and not where.startswith("s3://"):
+        raise ValueError(f"{where!r}: shards are read from a folder or from s3://")
+    store: Store = S3Store(where) if where.startswith("s3://") else LocalStore(Path(where))
+    return CachedStore(store, cache) if cache else store
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardDirectory:
+    """An opened shard directory: its manifest and row tables, checked against each other."""
+
+    store: Store
+    manifest: dict[str, Any]
+    rows: dict[str, table.Rows]  # by split
+
+
+def open_directory(where: str, cache: Cache | None = None) -> ShardDirectory:
+    """Open a finished shard directory; ValueError (with the fix) if it is none, incomplete or of another build."""
+    store = open_store(where, cache)
+    if "://" not in where:
+        manifest = manifests.load(Path(where))
+        rows = {split: table.load(Path(where) / name) for split, name in table.FILES.items() if (Path(where) / name).exists()}
+        for shard in manifest["shards"]:
+            path = Path(where) / shard["name"]
+            found = path.stat().st_size if path.exists() else None
+            if found != shard["bytes"]:
+                told = "is missing" if found is None else f"is {found} bytes long where the manifest says {shard['bytes']}"
+                raise ValueError(f"{path} {told}: build or copy the directory again (`pipeline verify` tells all)")
+    else:
+        try:
+            manifest = manifests.parse(store.read_file(manifests.NAME), f"{where}/{manifests.NAME}")
+        except FileNotFoundError:
+            raise ValueError(f"{where} has no {manifests.NAME}: not a shard directory, or not wholly uploaded") from None
+        rows = {}
+        with tempfile.TemporaryDirectory() as folder:
+            for split, name in table.FILES.items():
+                if manifest["splits"].get(split, {}).get("rows"):
+                    (Path(folder) / name).write_bytes(store.read_file(name))
+                    rows[split] = table.load(Path(folder) / name).copy()
+    for split, found_rows in rows.items():
+        told_rows = manifest["splits"].get(split, {}).get("rows", 0)
+        if len(found_rows) != told_rows:
+            raise ValueError(f"{where}: {table.FILES[split]} lists {len(found_rows)} rows where the manifest says {told_rows}")
+    if len(rows.get("train", ())) == 0:
+        raise ValueError(f"{where} holds no packed rows to train on")
+    return ShardDirectory(store=store, manifest=manifest, rows=rows)

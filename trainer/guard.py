@@ -1,0 +1,73 @@
+"""What keeps a run safe from its surroundings: death of the launcher, signals, two runs in one folder."""
+
+import ctypes
+import fcntl
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when its parent dies (Linux); exit now if it is already gone.
+
+    A killed torchrun would otherwise leave its ranks training on as orphans, and a killed rank its workers.
+    """
+    if sys.platform != "linux":
+        return
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def guard_rank() -> None:
+    """Tie a rank to the torchrun that started it; a process started by hand stays independent of its shell (nohup)."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with_parent(os.getppid())
+
+
+class RunLock:
+    """One training run a folder. The lock is the kernel's (flock): it ends with the process, however that dies."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(self._file, 20).decode(errors="replace").strip() or "unknown"
+            os.close(self._file)
+            raise ValueError(
+                f"{folder} is in use by another run (process {holder}): wait for it or choose another --out") from None
+        os.ftruncate(self._file, 0)
+        os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
+
+    def close(self) -> None:
+        """Let another run have the folder."""
+        os.close(self._file)
+
+
+class Signals:
+    """Notes SIGTERM, SIGINT (stop) and SIGUSR1 (save); the training loop asks at every micro-batch.
+
+    A second SIGINT or SIGTERM takes its usual course, for a loop that does not come round.
+    """
+
+    def __init__(self) -> None:
+        self.stop: int = 0  # number of the signal that asked to stop
+        self.save = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_stop)
+        signal.signal(signal.SIGUSR1, self._on_save)
+
+    def _on_stop(self, number: int, frame: FrameType | None) -> None:
+        self.stop = number
+        if number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)
+
+    def _on_save(self, number: int, frame: FrameType | None) -> None:
+        self.save = True
