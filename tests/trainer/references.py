@@ -101,3 +101,22 @@ def copy_encoder(encoder: torch.nn.Module, reference: torch.nn.Module) -> None:
     _, mapped = map_keys(theirs)
     state = {ours: torch.cat([theirs[name] for name in names]) for ours, names in mapped.items()}
     encoder.load_state_dict({name.removeprefix("encoder."): value for name, value in state.items()})
+
+
+SPECIALS = {"bos": 86, "user_start": 87, "user_end": 88, "assistant_start": 89, "assistant_end": 90, "python_start": 91,
+            "python_end": 92, "output_start": 93, "output_end": 94, "pad": 95, "image": 96}  # fmt: skip
+
+
+def tiny_tokenizer(merges: tuple[tuple[str, str], ...] = (("a", "b"),), specials: bool = True) -> bytes:
+    """A byte-level BPE whose vocabulary fits TINY: 85 printable characters, one merge, then the special tokens."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = [chr(code) for code in range(ord("!"), ord("!") + 84)] + ["Ġ"]
+    tokens = [*alphabet, *("".join(pair) for pair in merges)]
+    tokenizer = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=list(merges)))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    if specials:
+        tokenizer.add_special_tokens([AddedToken(f"<|{name}|>", special=True) for name in SPECIALS])
+        assert {name: tokenizer.token_to_id(f"<|{name}|>") for name in SPECIALS} == SPECIALS
+    return str(tokenizer.to_str()).encode()
