@@ -1,0 +1,1 @@
+"""Fault tests: kills, cuts, flipped bits, refused answers."""

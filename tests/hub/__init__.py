@@ -1,0 +1,1 @@
+"""Tests of pipeline/hub against the loopback hub of tests/hub_server.py."""

@@ -1,0 +1,109 @@
+"""Revisions, listings, tokens and waits, against a hub that pages and fails."""
+
+import time
+from email.utils import formatdate
+from pathlib import Path
+
+import pytest
+
+from pipeline.hub import api
+from pipeline.hub.retry import DEFAULT, HubError, Retry, wished_wait
+from tests.hub.conftest import QUICK, REPO
+from tests.hub_server import Fault, HubServer, file_blob, script
+
+
+def test_revision_and_paged_listing(hub: HubServer, hub_root: Path) -> None:
+    revision = api.resolve_revision(REPO)
+    assert revision == hub.repos[REPO].main
+    files = api.list_files(REPO, "docs", revision)
+    assert [f.path for f in files] == [f"docs/train-{k:05d}-of-00004.parquet" for k in range(4)]
+    for file in files:
+        blob = file_blob(hub_root / REPO / file.path)
+        assert (file.size, file.sha256, file.git_sha1) == (blob.size, blob.sha256, None)
+    assert sum("/tree/" in request.path for request in hub.requests) == 2, "pages of two"
+    readme = api.list_files(REPO, "", revision)[0]
+    assert readme.path == "README.md"
+    assert readme.sha256 is None
+    assert readme.git_sha1 == file_blob(hub_root / REPO / "README.md").git_sha1
+
+
+def test_names_with_signs(hub: HubServer) -> None:
+    assert len(api.list_files(REPO, "geoqa+(mathv360k)")) == 2
+
+
+def test_a_commit_is_not_asked_for(hub: HubServer) -> None:
+    assert api.resolve_revision(REPO, "a" * 40) == "a" * 40
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("fault", [Fault("429", retry_after="0"), Fault("429"), Fault("503"), Fault("500"),
+                                   Fault("cut"), Fault("drop"), Fault("garbage")])
+def test_every_passing_fault_is_survived(hub: HubServer, fault: Fault) -> None:
+    hub.state.faults = script({"/tree/": [fault, fault], "/revision/": [fault]})
+    revision = api.resolve_revision(REPO, policy=QUICK)
+    assert len(api.list_files(REPO, "docs", revision, policy=QUICK)) == 4
+
+
+def test_what_stays_wrong_is_said(hub: HubServer) -> None:
+    hub.state.faults = script({"/tree/": [Fault("503")] * 99})
+    with pytest.raises(HubError, match=r"HTTP 503 \(6 tries\)"):
+        api.list_files(REPO, "docs", policy=QUICK)
+    hub.state.faults = script({"/revision/": [Fault("429", retry_after="86400")]})
+    with pytest.raises(HubError, match="try again later"):
+        api.resolve_revision(REPO, policy=QUICK)
+
+
+def test_missing_things_fail_at_once(hub: HubServer) -> None:
+    for repo, folder, revision in (("no/where", "", "main"), (REPO, "nothing", "main"), (REPO, "docs", "b" * 40)):
+        hub.clear()
+        with pytest.raises(HubError, match="not on the hub"):
+            api.list_files(repo, folder, revision)
+        assert len(hub.requests) == 1
+    with pytest.raises(HubError, match="owner/name"):
+        api.list_files("../etc", "")
+
+
+def test_the_token_goes_to_the_endpoint_only(hub: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    hub.repos[REPO].gated_by = "hf_secret"
+    try:
+        with pytest.raises(HubError, match="HF_TOKEN"):
+            api.resolve_revision(REPO)
+        monkeypatch.setenv("HF_TOKEN", "hf_secret")
+        api.resolve_revision(REPO)
+        monkeypatch.delenv("HF_TOKEN")
+        (tmp_path / "hf-home").mkdir(exist_ok=True)
+        (tmp_path / "hf-home" / "token").write_text("hf_secret\n")
+        api.resolve_revision(REPO)
+    finally:
+        hub.repos[REPO].gated_by = None
+
+
+@pytest.mark.parametrize("path", ["../x.parquet", "/etc/passwd", "docs/../../x", "docs//x", "a\\b", "a\nb", "."])
+def test_a_listing_cannot_leave_the_folder(path: str) -> None:
+    with pytest.raises(HubError, match="refused"):
+        api.check_path(path)
+
+
+def test_a_link_to_another_host_is_followed_on_the_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example/hf")
+    link = '<https://hub.example/api/datasets/a/b/tree/main?cursor=x>; rel="next"'
+    assert api._next_page(link) == "https://mirror.example/hf/api/datasets/a/b/tree/main?cursor=x"
+    assert api._next_page('<https://hub.example/x>; rel="last"') is None
+
+
+def test_a_listing_without_end_is_an_error(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "_next_page", lambda header: f"{hub.url}/api/datasets/{REPO}/tree/main?recursive=true")
+    with pytest.raises(HubError, match="no end"):
+        api.list_files(REPO, "docs")
+
+
+def test_waits() -> None:
+    assert wished_wait({"retry-after": "7"}) == 7.0
+    assert 50 < (wished_wait({"retry-after": formatdate(time.time() + 60, usegmt=True)}) or 0) <= 60
+    assert wished_wait({"ratelimit": '"api";r=0;t=55'}) == 55.0
+    assert wished_wait({"ratelimit": '"api";r=12;t=55'}) is None
+    assert wished_wait({"retry-after": "soon"}) is None
+    delays = [Retry().delay(n, None, "x") for n in range(1, 12)]
+    assert all(0.25 <= delay <= 60 for delay in delays)
+    assert delays == [Retry().delay(n, None, "x") for n in range(1, 12)], "the same request waits the same"
+    assert 150 < sum(DEFAULT.delay(n, None, "x") for n in range(1, DEFAULT.tries)) < 400, "about 5 minutes"

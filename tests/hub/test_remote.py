@@ -1,0 +1,66 @@
+"""Reading a parquet file in place: the right bytes, few requests, faults survived."""
+
+import random
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.hub import api
+from pipeline.hub.remote import TAIL, group_span, open_remote
+from pipeline.hub.retry import HubError
+from tests.hub.conftest import QUICK, REPO
+from tests.hub_server import Fault, HubServer, script, seeded
+
+
+def test_reads_like_the_file(hub: HubServer, hub_root: Path) -> None:
+    file = api.list_files(REPO, "docs")[0]
+    whole = (hub_root / REPO / file.path).read_bytes()
+    rng = random.Random(1)
+    hub.state.faults = seeded(0.2, 3, [Fault("cut"), Fault("503"), Fault("429", retry_after="0"), Fault("drop")])
+    with open_remote(REPO, "main", file.path, file.size, policy=QUICK) as remote:
+        for _ in range(200):
+            start, length = rng.randrange(len(whole) + 10), rng.choice([0, 1, 7, 4096, 100_000, -1])
+            remote.seek(start)
+            expected = whole[start:] if length < 0 else whole[start:start + length]
+            assert remote.read(length) == expected
+            assert remote.tell() == min(start, len(whole)) + len(expected) or start > len(whole)
+
+
+def test_a_row_group_costs_two_requests(hub: HubServer, hub_root: Path) -> None:
+    file = api.list_files(REPO, "docs")[0]
+    hub.clear()
+    with open_remote(REPO, "main", file.path, file.size) as remote:
+        parquet = pq.ParquetFile(remote)
+        remote.prefetch(*group_span(parquet.metadata, 1))
+        got = parquet.read_row_group(1)
+        assert remote.requests == 2, "the tail, the row group"
+        assert remote.fetched < TAIL + file.size // 2
+    assert got.equals(pq.ParquetFile(hub_root / REPO / file.path).read_row_group(1))
+    assert len([r for r in hub.requests if "/resolve/" in r.path]) == 1, "the storage link is kept"
+
+
+def test_a_cut_answer_is_continued_not_repeated(hub: HubServer) -> None:
+    file = api.list_files(REPO, "docs")[0]
+    hub.clear()
+    hub.state.faults = script({"/_storage/": [Fault("cut", part=0.5)] * 3})
+    with open_remote(REPO, "main", file.path, file.size, policy=QUICK) as remote:
+        remote.prefetch(0, file.size)
+    assert sum(r.sent for r in hub.requests) == file.size
+
+
+def test_a_server_without_ranges_is_named(hub: HubServer) -> None:
+    file = api.list_files(REPO, "docs")[0]
+    hub.state.faults = lambda method, path, nth: Fault("whole")
+    with open_remote(REPO, "main", file.path, file.size, policy=QUICK) as remote:
+        remote.seek(100)
+        with pytest.raises(HubError, match="ignores range requests"):
+            remote.read(10)
+
+
+def test_a_file_shorter_than_listed(hub: HubServer) -> None:
+    file = api.list_files(REPO, "docs")[0]
+    with open_remote(REPO, "main", file.path, file.size + TAIL, policy=QUICK) as remote:
+        remote.seek(file.size)
+        with pytest.raises(HubError):
+            remote.read(10)
