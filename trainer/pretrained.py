@@ -216,7 +216,7 @@ def initialise(model: VLM, source: Source, tokenizer_json: bytes) -> Report:
     return Report(place=source.place, kind=source.kind, loaded=loaded, skipped=skipped)
 
 
-def _copy(wanted: dict[str, Tensor], found: set[str], source: Source, rows: tuple[Tensor, Tensor] | None) -> int:
+def _copy(wanted: Mapping[str, Tensor], found: set[str], source: Source, rows: tuple[Tensor, Tensor] | None) -> int:
     """Check the whole part, then copy it; `rows` are (ours, theirs) of embeddings. Returns the number of parameters."""
     head = "decoder.lm_head.weight"
     alias = {head: "decoder.embed_tokens.weight"} if head in wanted and head not in found else {}

@@ -29,7 +29,7 @@ def randomise(module: torch.nn.Module, seed: int) -> None:
         with torch.no_grad():
             if parameter.ndim == 1 and "norm" in name and name.endswith("weight"):
                 parameter.copy_(1 + 0.2 * noise)
-            elif parameter.ndim == 1 or "rel_pos" in name or "pos" in name:
+            elif parameter.ndim <= 1 or "rel_pos" in name or "pos" in name:
                 parameter.copy_(0.5 * noise)
             else:
                 parameter.copy_(noise * parameter[0].numel() ** -0.5)

@@ -5,6 +5,9 @@ layers and none after. The patch convolution of CLIP is left out: it would never
 of every parameter. Module names are those of the official checkpoints (`pre_layrnorm` is how they spell it).
 """
 
+# Calling a torch module returns Any, as torch declares it.
+# mypy: disable-error-code="no-any-return"
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

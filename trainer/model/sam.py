@@ -11,6 +11,9 @@ key by one-hot vectors of its row and column, and their dot product is the same 
 the same length, which flash attention asks for; nothing of size N x N is ever stored.
 """
 
+# Calling a torch module returns Any, as torch declares it.
+# mypy: disable-error-code="no-any-return"
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

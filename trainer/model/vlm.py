@@ -1,7 +1,7 @@
 """The whole model: pictures and text in, a loss or logits out; and its directory on disk.
 
     model = VLM(SIZES["nano"].with_tokens(vocab_size=..., image_token_id=...))
-    loss, count = model(input_ids=inputs, targets=targets, pixel_values=media["pixel_values"],
+    loss, targets = model(input_ids=inputs, targets=labels, pixel_values=media["pixel_values"],
                         position_ids=position_ids, segment_ids=segment_ids)
     (loss / global_count).backward()
 
@@ -18,6 +18,9 @@ A directory of weights (`save_pretrained`, `load_pretrained`): model.safetensors
 stored twice), tokenizer.json, and config.json = {"format_version": 1, "model": VLMConfig, "mode": ..., "specials":
 {name: id}, ...}. Nothing is ever unpickled.
 """
+
+# Calling a torch module returns Any, as torch declares it.
+# mypy: disable-error-code="no-any-return"
 
 import json
 import os
@@ -43,10 +46,10 @@ LOSS_CHUNK = 4096  # target positions whose scores exist at one time
 
 
 class Loss(NamedTuple):
-    """Cross entropy summed over targets (float32 scalar), or [B, T] if asked per token, and the number of targets."""
+    """Cross entropy summed over targets (float32 scalar), or [B, T] if asked per token, and the number of targets (int64)."""
 
     loss: Tensor
-    count: Tensor
+    targets: Tensor
 
 
 class Stages(NamedTuple):
@@ -135,7 +138,7 @@ class VLM(nn.Module):
         maps: dict[int, Tensor] = {}
         for side, projected in self.stages(pixel_values).projected.items():
             grid = int(projected.shape[1] ** 0.5)
-            maps[side] = projected.unflatten(1, (grid, grid))
+            maps[side] = projected.view(-1, grid, grid, projected.shape[-1])
         used = dict.fromkeys(maps, 0)
         images = []
         for side, w, h in pixel_values.images:
@@ -143,7 +146,7 @@ class VLM(nn.Module):
             if w * h:
                 tiles = maps[TILE][used[TILE] : used[TILE] + w * h]
                 used[TILE] += w * h
-                stitched = tiles.unflatten(0, (h, w)).transpose(1, 2).flatten(0, 1).flatten(1, 2)
+                stitched = tiles.view(h, w, *tiles.shape[1:]).transpose(1, 2).flatten(0, 1).flatten(1, 2)
                 parts.append(self._with_newlines(stitched))
             parts.append(self._with_newlines(maps[side][used[side]]))
             used[side] += 1
@@ -163,7 +166,8 @@ class VLM(nn.Module):
                 return x
             vision = (self.encoder, self.projector)
             parameters = [p for module in vision for p in module.parameters()] + [self.image_newline, self.view_separator]
-            return _TakePart.apply(x, *(p for p in parameters if p.requires_grad))
+            take_part: Any = _TakePart.apply
+            return take_part(x, *(p for p in parameters if p.requires_grad))
         vectors = torch.cat(self.encode_images(pixel_values)).to(x.dtype)
         positions = pixel_values.positions
         if positions is None:
