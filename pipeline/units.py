@@ -67,7 +67,7 @@ def page_units(conversation: Conversation) -> list[Unit]:
 def _join_pages(conversation: Conversation, units: Sequence[Unit]) -> Joined:
     images = tuple(unit.index for unit in units)
     first, last = units[0].wrap
-    answer = Message(role="assistant", content=first + PAGE_BREAK.join(unit.page for unit in units) + last)
+    answer = Message(role="assistant", content=first + PAGE_BREAK.join(unit.page for unit in units).strip() + last)
     messages, anchors = put_in_front((*units[0].messages, answer), len(images))
     # The questions about the whole document are counted once, on the sample with the first page.
     others = conversation.answers - 1 if images[0] == 0 else 0

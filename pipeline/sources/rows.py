@@ -1,0 +1,119 @@
+"""Reads the rows of one parquet row group, in batches of bounded size, whatever the file holds.
+
+    with open_parquet(path) as file:
+        for index, row in iter_rows(file, group, kind):
+            if isinstance(row, Reject): ...          # counted, with its reason
+            else: kind.convert(row, source=..., row_id=row_id(path, first + index), options=...)
+
+Only the kind's columns are read. A batch holds at most BATCH_BYTES of decoded columns going by the footer's sizes (and at
+least one row), so a row group of any size costs one batch and the compressed bytes of its columns. A row that cannot be
+read is a Reject for that row alone; a page that cannot be decoded costs the rest of its row group, one Reject a row, so that
+every row of the footer is accounted for. Errors of the disk or the network are raised, not counted: the same plan must not
+give different shards.
+
+Cost: what pyarrow takes to decode, plus the copy of the batch into Python objects.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.conversation import Reject
+from pipeline.sources.kind import Kind
+
+BATCH_BYTES = 32 << 20
+BATCH_ROWS = 1024
+
+Item = dict[str, Any] | Reject
+
+
+def open_parquet(file: Path | IO[bytes]) -> pq.ParquetFile:
+    """Opens a local path or a seekable binary file. Raises Reject("unreadable-file") when it is no whole parquet file."""
+    try:
+        # Column chunks are read page by page, not whole: what a worker holds does not grow with the row group.
+        return pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20, arrow_extensions_enabled=False)
+    except Exception as error:
+        if not is_damage(error):
+            raise
+        raise Reject("unreadable-file", _words(error)) from error
+
+
+def iter_rows(file: pq.ParquetFile, group: int, kind: Kind, *, start: int = 0) -> Iterator[tuple[int, Item]]:
+    """(index inside the row group, the row or why it cannot be read), for every row from `start` on, in order."""
+    rows = file.metadata.row_group(group).num_rows
+    names = set(file.schema_arrow.names)
+    columns = [name for name in kind.columns if name in names]
+    missing = [name for name in kind.required if name not in names]
+    if missing or not columns:
+        reject = Reject("missing-column", f"no column {', '.join(missing or kind.columns)}; there are {_some(names)}")
+        yield from ((index, reject) for index in range(start, rows))
+        return
+    index = 0
+    problem = Reject("unreadable-row-group", f"row group {group} ends early")
+    try:
+        batches = file.iter_batches(batch_rows(file, group, columns), row_groups=[group], columns=columns, use_threads=False)
+        for batch in batches:
+            if index + batch.num_rows > start:
+                for row, item in enumerate(_values(batch)):
+                    if index + row >= start:
+                        yield index + row, item
+            index += batch.num_rows
+    except Exception as error:
+        if not is_damage(error):
+            raise
+        problem = Reject("unreadable-row-group", f"row group {group}: {_words(error)}")
+    yield from ((lost, problem) for lost in range(max(index, start), rows))
+
+
+def row_id(path: str, index: int) -> str:
+    """The id of a row in tables and messages: its file on the hub (or below --raw) and its place in the file."""
+    return f"{path}#{index}"
+
+
+def batch_rows(file: pq.ParquetFile, group: int, columns: list[str]) -> int:
+    """How many rows to decode at once: BATCH_BYTES by the mean row of the group, from 1 to BATCH_ROWS."""
+    meta = file.metadata.row_group(group)
+    wanted = set(columns)
+    size, count = 0, max(int(meta.num_rows), 1)
+    for number in range(meta.num_columns):
+        column = meta.column(number)
+        if column.path_in_schema.split(".")[0] in wanted:
+            size += max(int(column.total_uncompressed_size), int(column.total_compressed_size))
+    return max(1, min(BATCH_ROWS, BATCH_BYTES * count // max(size, 1)))
+
+
+def is_damage(error: BaseException) -> bool:
+    """Whether the error says that the file's bytes are wrong, and not that they could not be had.
+
+    pyarrow raises its own errors, or a bare OSError without errno, for what it cannot decode. An error of the disk has an
+    errno; one of the network (also raised by pyarrow, from the file object it reads) has a type of its own.
+    """
+    if isinstance(error, MemoryError | pa.ArrowCancelled):
+        return False
+    return isinstance(error, pa.ArrowException) or (type(error) is OSError and error.errno is None)
+
+
+def _values(batch: pa.RecordBatch) -> list[Item]:
+    """The batch's rows as Python values; one by one when some text is not UTF-8, so that only its row is lost."""
+    try:
+        return list(batch.to_pylist())
+    except (UnicodeDecodeError, pa.ArrowException, ValueError):
+        out: list[Item] = []
+        for row in range(batch.num_rows):
+            try:
+                out.append(batch.slice(row, 1).to_pylist()[0])
+            except (UnicodeDecodeError, pa.ArrowException, ValueError) as error:
+                out.append(Reject("undecodable", f"a value cannot be read: {_words(error)}"))
+        return out
+
+
+def _words(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _some(names: set[str]) -> str:
+    listed = sorted(names)
+    return ", ".join(listed[:12]) + (" ..." if len(listed) > 12 else "")
