@@ -4,6 +4,7 @@
 6-million-sample stage has about 600,000 rows, 24 MB. Entries are ordered by shard, then by offset.
 """
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,13 @@ Rows = npt.NDArray[Any]
 def make(entries: list[tuple[int, int, int, int, int, int, int]]) -> Rows:
     """A table from (shard, samples, offset, length, tokens, images, patches) entries."""
     return np.array(entries, dtype=ROW_DTYPE)
+
+
+def encode(rows: Rows) -> bytes:
+    """The npy file of a table."""
+    sink = io.BytesIO()
+    np.save(sink, rows, allow_pickle=False)
+    return sink.getvalue()
 
 
 def load(path: Path) -> Rows:

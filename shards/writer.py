@@ -95,6 +95,19 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def publish(partial: Path, path: Path) -> FileEntry:
+    """Rename a complete file that another library wrote in the same folder, after syncing and hashing it."""
+    digest = hashlib.sha256()
+    with open(partial, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+        os.fsync(file.fileno())
+        size = file.tell()
+    os.replace(partial, path)
+    sync_folder(path.parent)
+    return FileEntry(name=path.name, bytes=size, sha256=digest.hexdigest())
+
+
 def write_file(path: Path, data: bytes) -> FileEntry:
     """Write a whole file so that a reader sees it complete or not at all."""
     with HashingFile(path) as file:

@@ -1,10 +1,16 @@
 """The options that several commands share, so that a name means the same everywhere."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from pipeline.plan import Plan
+    from pipeline.recipe import Recipe
+    from pipeline.tokens import Tokenizer
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -76,3 +82,54 @@ def from_hub() -> Decorator:
 def as_json() -> Decorator:
     """--json."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+
+
+@contextlib.contextmanager
+def clear_errors() -> Iterator[None]:
+    """Turn the library's errors about a user's input and data into one plain line: exit 2 for usage, 1 for data."""
+    from pipeline.build.local import TaskFailed
+    from pipeline.build.run import TooManyRejects
+    from pipeline.build.state import BuildStateError
+    from pipeline.hub.retry import HubError
+    from pipeline.plan import MissingSetsError
+    from pipeline.recipe import RecipeError
+
+    try:
+        yield
+    except (RecipeError, BuildStateError) as error:
+        raise click.UsageError(str(error)) from None
+    except (MissingSetsError, HubError, TaskFailed, TooManyRejects) as error:
+        raise click.ClickException(str(error)) from None
+    except OSError as error:
+        if error.errno not in (13, 28, 30, 122):
+            raise
+        raise click.ClickException(f"{error.strerror}: {error.filename or 'the output'}; free space or choose another folder, "
+                                   "then run the same command again") from None
+
+
+def read_recipe(name: str, **changes: Any) -> "Recipe":
+    """The recipe, with errors as usage errors."""
+    from pipeline.recipe import load_recipe
+
+    with clear_errors():
+        return load_recipe(name, **changes)
+
+
+def read_tokenizer(name: str) -> "Tokenizer":
+    """The tokenizer, with errors as plain errors."""
+    from pipeline.tokens import load_tokenizer
+
+    try:
+        return load_tokenizer(name)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
+
+
+def plan_build(recipe: str, *, raw: Path, origin: Any, allow_missing: bool, **changes: Any) -> tuple["Plan", "Tokenizer"]:
+    """Recipe, tokenizer and plan of a build, from a command's options."""
+    from pipeline.plan import make_plan
+
+    loaded = read_recipe(recipe, **changes)
+    tokenizer = read_tokenizer(loaded.tokenizer)
+    with clear_errors():
+        return make_plan(loaded, raw=raw, origin=origin, tokenizer=tokenizer, allow_missing=allow_missing), tokenizer

@@ -1,0 +1,1 @@
+"""Building shards: tasks that turn plan lines into shards, executors that run them, and the step that completes a directory."""

@@ -1,0 +1,87 @@
+"""A task's samples on disk until their packed order is known.
+
+Packing needs the lengths of all samples of a shard, and a shard does not fit in a worker's memory; so encoded members go to one
+scratch file as they come, and are copied out in packed order. Memory: about 300 bytes a sample.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+from shards.writer import Fields, PackedSample
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleInfo:
+    """What is known of a sample beside its members; the columns of samples.parquet but for its place.
+
+    tokens, targets, answer_tokens: ids, trained labels and those of answers. sizes: "WxH" as stored, one an image.
+    """
+
+    source: str
+    row: str
+    tokens: int
+    targets: int
+    answer_tokens: int
+    images: int
+    patches: int
+    turns: int
+    modes: tuple[str, ...]
+    sizes: tuple[str, ...]
+    kept_images: int  # whose original bytes were kept
+    dropped_turns: int
+    cut: str
+    bytes: int
+
+
+class Spool:
+    """Append-only file of members with an index in memory."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "w+b")
+        self._places: list[tuple[int, tuple[tuple[str, int], ...]]] = []
+        self.infos: list[SampleInfo] = []
+        self._end = 0
+
+    def add(self, fields: Fields, info: SampleInfo) -> None:
+        """Append one sample."""
+        self._places.append((self._end, tuple((suffix, len(data)) for suffix, data in fields)))
+        self.infos.append(info)
+        for _, data in fields:
+            self._file.write(data)
+            self._end += len(data)
+
+    def read(self, index: int) -> PackedSample:
+        """One sample, ready for the shard writer."""
+        offset, members = self._places[index]
+        self._file.seek(offset)
+        info = self.infos[index]
+        return PackedSample(fields=[(suffix, self._file.read(size)) for suffix, size in members],
+                            tokens=info.tokens, images=info.images, patches=info.patches)
+
+    def __len__(self) -> int:
+        return len(self.infos)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def save_index(self, path: Path) -> None:
+        """Write the index, so that `open_spool` can read the samples in another process."""
+        self._file.flush()
+        path.write_text(json.dumps({"places": self._places, "infos": [asdict(info) for info in self.infos]}))
+
+
+def open_spool(data: Path, index: Path) -> Spool:
+    """A spool that another process wrote, for reading."""
+    stored = json.loads(index.read_text())
+    spool = Spool.__new__(Spool)
+    spool._file = open(data, "r+b")
+    spool._places = [(offset, tuple((suffix, size) for suffix, size in members)) for offset, members in stored["places"]]
+    spool.infos = [SampleInfo(**{**info, "modes": tuple(info["modes"]), "sizes": tuple(info["sizes"])})
+                   for info in stored["infos"]]
+    spool._end = sum(size for _, members in spool._places for _, size in members)
+    return spool

@@ -1,0 +1,150 @@
+"""The work folder of a build, beside its output: plan, finished tasks, log, lock, quarantine. Nothing of it is part of the result.
+
+    OUT.build/plan.json        the plan's identity, written by whoever comes first
+    OUT.build/plan.parquet     the plan as a table: shard, source, file, row group, rows
+    OUT.build/done/NNNNNN/     results of a finished task (pipeline.build.task)
+    OUT.build/quarantine.json  rows at which a worker was lost three times; an input of every later run
+    OUT.build/log.jsonl        what happened, with times
+    OUT.build/scratch/         may be deleted whenever no build runs
+
+A build goes on only with the plan it began with; what changed is named otherwise.
+"""
+
+import contextlib
+import fcntl
+import json
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.build.task import Folders
+from pipeline.plan import Plan
+from shards import manifest
+from shards.writer import write_file
+
+# what a build may have written into its output directory; `--fresh` deletes these and nothing else
+OUTPUT = re.compile(r"(train|val)-\d{6,}\.(tar|tar\.idx|idx)|rows(-val)?\.npy|(samples|rejects)\.parquet|tokenizer\.json|"
+                    r"manifest\.json|README\.md|\..*\.partial")
+
+
+class BuildStateError(ValueError):
+    """The output or work folder does not fit this plan; the message says what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildState:
+    """Paths of one build."""
+
+    out: Path
+    work: Path
+
+    @property
+    def folders(self) -> Folders:
+        """What a task needs to know."""
+        return Folders(out=self.out, done=self.work / "done", scratch=self.work / "scratch")
+
+    def finished(self) -> set[int]:
+        """Numbers of the finished tasks."""
+        return {int(path.name) for path in (self.work / "done").glob("[0-9]*") if path.name.isdigit()}
+
+    def quarantine(self) -> frozenset[tuple[str, str]]:
+        """(source, row) pairs that are left out because they cost a worker."""
+        path = self.work / "quarantine.json"
+        return frozenset((source, row) for source, row in json.loads(path.read_text())) if path.exists() else frozenset()
+
+    def add_to_quarantine(self, source: str, row: str) -> None:
+        """Write one more row down."""
+        rows = sorted({*self.quarantine(), (source, row)})
+        write_file(self.work / "quarantine.json", json.dumps(rows, indent=1).encode())
+
+    def log(self, event: str, **values: Any) -> None:
+        """Append one line to log.jsonl."""
+        line = json.dumps({"time": round(time.time(), 3), "event": event, **values}, sort_keys=True)
+        with open(self.work / "log.jsonl", "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    @contextlib.contextmanager
+    def locked(self, name: str) -> Iterator[bool]:
+        """Hold a lock of that name while the block runs; gives False if another process holds it."""
+        with open(self.work / f"{name}.lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                yield False
+            else:
+                yield True
+
+
+def open_build(plan: Plan, out: Path, *, fresh: bool = False) -> BuildState:
+    """Prepare (or go on with) the build of `plan` into `out`. BuildStateError if another plan, or other files, are there."""
+    state = BuildState(out=out, work=out.with_name(out.name + ".build"))
+    if fresh:
+        discard(state)
+    if (out / manifest.NAME).exists():
+        recorded = manifest.load(out)["plan"]
+    elif (state.work / "plan.json").exists():
+        recorded = json.loads((state.work / "plan.json").read_text())
+    else:
+        recorded = None
+    if recorded is not None and recorded["id"] != plan.id:
+        changed = differences(recorded, {"id": plan.id, **plan.identity()})
+        raise BuildStateError(f"{out} was begun with another plan. Changed: " + "; ".join(changed[:8])
+                              + (f"; and {len(changed) - 8} more" if len(changed) > 8 else "")
+                              + ". Go back to it, choose another --out, or start over with --fresh")
+    if recorded is None and out.exists() and (strangers := sorted(path.name for path in out.iterdir()))[:1]:
+        raise BuildStateError(f"{out} is not empty and holds no build of ours (it has {strangers[0]!r}); choose another --out")
+    for folder in (out, state.work / "done", state.work / "scratch"):
+        folder.mkdir(parents=True, exist_ok=True)
+    if recorded is None:
+        _write_plan(plan, state)
+    return state
+
+
+def discard(state: BuildState) -> None:
+    """Delete what a build wrote, file by file, and its work folder; other files in the output stay."""
+    if (state.work / "plan.json").exists():
+        shutil.rmtree(state.work)
+    if not state.out.is_dir():
+        return
+    for path in state.out.iterdir():
+        if OUTPUT.fullmatch(path.name) and path.is_file():
+            path.unlink()
+    if (state.out / ".nv-meta").is_dir():
+        shutil.rmtree(state.out / ".nv-meta")
+
+
+def differences(old: Any, new: Any, place: str = "") -> list[str]:
+    """Where two identities differ, as `recipe.seq_len: 4096 -> 8192` lines; the id itself is left out."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for key in sorted({*old, *new} - ({"id"} if not place else set())):
+            found += differences(old.get(key), new.get(key), f"{place}.{key}" if place else key)
+        return found
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [line for at, (a, b) in enumerate(zip(old, new)) for line in differences(a, b, f"{place}[{_label(a, at)}]")]
+    return [] if old == new else [f"{place}: {_short(old)} -> {_short(new)}"]
+
+
+def _label(item: Any, at: int) -> str:
+    return str(item["name"]) if isinstance(item, dict) and "name" in item else str(at)
+
+
+def _short(value: Any) -> str:
+    text = "absent" if value is None else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _write_plan(plan: Plan, state: BuildState) -> None:
+    rows = [(shard, plan.recipe.sources[block.source].name, plan.files[block.file].name, block.group, block.first, block.start,
+             block.stop, block.step) for shard, blocks in enumerate(plan.shards) for block in blocks]
+    names = ("shard", "source", "file", "row_group", "first_row", "start", "stop", "step")
+    pq.write_table(pa.table({name: [row[at] for row in rows] for at, name in enumerate(names)}), state.work / "plan.parquet")
+    text = json.dumps({"id": plan.id, **plan.identity()}, indent=1, sort_keys=True)
+    write_file(state.work / "plan.json", text.encode())

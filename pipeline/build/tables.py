@@ -1,0 +1,71 @@
+"""The tables for people: samples.parquet and rejects.parquet, first one part a shard, then merged.
+
+Written with fixed settings, so that the same rows give the same bytes. Merging streams row groups: memory does not grow with
+the number of shards.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.build.spool import SampleInfo
+from shards.writer import FileEntry, publish
+
+SAMPLES = pa.schema([
+    ("key", pa.string()), ("split", pa.string()), ("shard", pa.uint32()), ("packed_row", pa.uint32()), ("source", pa.string()),
+    ("row", pa.string()), ("tokens", pa.uint32()), ("targets", pa.uint32()), ("answer_tokens", pa.uint32()),
+    ("images", pa.uint32()), ("patches", pa.uint32()), ("turns", pa.uint32()), ("modes", pa.list_(pa.string())),
+    ("sizes", pa.list_(pa.string())), ("kept_images", pa.uint32()), ("dropped_turns", pa.uint32()), ("cut", pa.string()),
+    ("bytes", pa.uint64())])
+REJECTS = pa.schema([("source", pa.string()), ("row", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
+_GROUP = 50_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RejectLine:
+    """One row that was left out, and why."""
+
+    source: str
+    row: str
+    reason: str
+    detail: str
+
+
+def samples_table(entries: Sequence[tuple[str, str, int, int, SampleInfo]]) -> pa.Table:
+    """A table of (key, split, shard, packed row in its shard, info) entries."""
+    columns: dict[str, list[Any]] = {name: [] for name in SAMPLES.names}
+    for key, split, shard, packed_row, info in entries:
+        for name, value in (("key", key), ("split", split), ("shard", shard), ("packed_row", packed_row)):
+            columns[name].append(value)
+        for name in SAMPLES.names[4:]:
+            columns[name].append(getattr(info, name))
+    return pa.table(columns, schema=SAMPLES)
+
+
+def rejects_table(lines: Sequence[RejectLine]) -> pa.Table:
+    """A table of rejects; text that UTF-8 cannot hold is replaced."""
+    return pa.table({name: [getattr(line, name).encode("utf-8", "replace").decode() for line in lines]
+                     for name in REJECTS.names}, schema=REJECTS)
+
+
+def write(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> FileEntry:
+    """Write one parquet file from tables of that schema, in row groups of a fixed size whatever the tables' sizes."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with pq.ParquetWriter(partial, schema, compression="zstd", store_schema=False) as writer:
+        waiting: list[pa.Table] = []
+        count = 0
+        for part in tables:
+            waiting.append(part)
+            count += part.num_rows
+            while count >= _GROUP:
+                whole = pa.concat_tables(waiting).combine_chunks()
+                writer.write_table(whole.slice(0, _GROUP), row_group_size=_GROUP)
+                waiting, count = [whole.slice(_GROUP)], count - _GROUP
+        if count:
+            writer.write_table(pa.concat_tables(waiting).combine_chunks(), row_group_size=_GROUP)
+    return publish(partial, path)

@@ -1,0 +1,232 @@
+"""A task: one plan line -> one shard. A pure function of the plan: the same bytes wherever and whenever it runs.
+
+    row groups -> Conversation -> fitted images -> ids, mask -> spool -> packed order -> train-NNNNNN.tar
+
+Every row that is read ends as samples or as a line of rejects. A finished task leaves the shard with its indexes in the
+directory and, in the work folder, `done/NNNNNN/`: its rows, its tables, its validation samples and `result.json`. That folder
+appears by one rename, last, so a task is done or has left nothing that counts. Cost: a worker holds a batch of rows, not a shard.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.build import tables
+from pipeline.build.blocks import BlockReader
+from pipeline.build.spool import SampleInfo, Spool
+from pipeline.build.tables import RejectLine
+from pipeline.conversation import Conversation, Reject
+from pipeline.cut import Fitted, fit_to_length
+from pipeline.images import FittedImage, fit_image
+from pipeline.pack import pack
+from pipeline.plan import Block, Plan, options_of
+from pipeline.recipe import SourceSpec
+from pipeline.render import render_conversations
+from pipeline.seeds import rng, share
+from pipeline.sources import KINDS
+from pipeline.sources.rows import Item, row_id
+from pipeline.tokens import Tokenizer
+from shards import geometry, masks
+from shards.sample import encode, encoded_size, make_key
+from shards.table import encode as encode_rows
+from shards.writer import publish, sync_folder, write_file, write_shard
+
+BATCH_ROWS = 64
+BATCH_CHARS = 2_000_000
+RENDER = "tokenizing"  # what a heartbeat says when no single row is being worked on
+
+Beat = Callable[[str, str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folders:
+    """Where a task puts things: finished shards, its results, and scratch that may vanish."""
+
+    out: Path
+    done: Path
+    scratch: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pending:
+    """A conversation with its images fitted, waiting for its batch to be tokenized."""
+
+    spec: SourceSpec
+    conversation: Conversation
+    images: tuple[FittedImage, ...]
+    val: bool
+
+
+def done_folder(folders: Folders, shard: int) -> Path:
+    """Where a task's results are once it is done."""
+    return folders.done / f"{shard:06d}"
+
+
+class Task:
+    """Builds one shard; `run` is the whole of it."""
+
+    def __init__(self, plan: Plan, shard: int, tokenizer: Tokenizer, folders: Folders, beat: Beat,
+                 quarantine: frozenset[tuple[str, str]] = frozenset()) -> None:
+        self.plan, self.shard, self.tokenizer, self.folders, self.beat = plan, shard, tokenizer, folders, beat
+        self.quarantine = quarantine
+        self.rejects: list[RejectLine] = []
+        self.counts: dict[str, Counter[str]] = {source.name: Counter() for source in plan.recipe.sources}
+
+    def run(self) -> dict[str, Any]:
+        """Build the shard and publish it; returns what `result.json` holds."""
+        work = self.folders.scratch / f"{self.shard:06d}.{os.getpid()}"
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        try:
+            with Spool(work / "train.bin") as train, Spool(work / "val.bin") as val:
+                self._read(train, val)
+                self.beat("", RENDER)
+                return self._publish(work, train, val)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+    def _read(self, train: Spool, val: Spool) -> None:
+        batch: list[Pending] = []
+        chars = 0
+        for pending in self._pending():
+            batch.append(pending)
+            chars += sum(len(message.content) for message in pending.conversation.messages)
+            if len(batch) >= BATCH_ROWS or chars >= BATCH_CHARS:
+                self._render(batch, train, val)
+                batch, chars = [], 0
+        self._render(batch, train, val)
+
+    def _pending(self) -> Iterator[Pending]:
+        """Every row of the task's blocks: fitted, or counted as a reject."""
+        reader = BlockReader(self.plan)
+        with contextlib.closing(reader):
+            for block in self.plan.shards[self.shard]:
+                yield from self._block(reader, block)
+
+    def _block(self, reader: BlockReader, block: Block) -> Iterator[Pending]:
+        spec = self.plan.recipe.sources[block.source]
+        options = options_of(spec)
+        for name, row in self._rows(reader, block, spec):
+            self.counts[spec.name]["rows"] += 1
+            self.beat(spec.name, name)
+            try:
+                if isinstance(row, Reject):
+                    raise row
+                if (spec.name, name) in self.quarantine:
+                    raise Reject("worker-lost", "three workers died or stood still at this row")
+                conversation = KINDS[spec.kind].convert(row, source=spec.name, row_id=name, options=options)
+                images = tuple(fit_image(data, self.plan.recipe.mode_of(spec)) for data in conversation.images)
+            except Reject as reject:
+                self._reject(spec.name, name, reject)
+                continue
+            yield Pending(spec=spec, conversation=conversation, images=images,
+                          val=share(conversation.key_hash(), "validation") < self.plan.recipe.validation)
+
+    def _rows(self, reader: BlockReader, block: Block, spec: SourceSpec) -> Iterator[tuple[str, Item]]:
+        """(row id, row or Reject) of a block."""
+        name = self.plan.files[block.file].name
+        skipped = frozenset(self.plan.skips.get(name, ()))
+        path = name.removeprefix(f"{spec.repo}/")
+        self.counts[spec.name]["row_groups"] += 1
+        for number, row in reader.rows(block):
+            yield row_id(path, number), Reject("duplicate", "an earlier row is the same") if number in skipped else row
+
+    def _reject(self, source: str, row: str, reject: Reject) -> None:
+        self.rejects.append(RejectLine(source=source, row=row, reason=reject.reason, detail=reject.detail))
+        self.counts[source][f"reject:{reject.reason}"] += 1
+
+    def _render(self, batch: list[Pending], train: Spool, val: Spool) -> None:
+        """Tokenize a batch and spool its samples."""
+        if not batch:
+            return
+        self.beat("", RENDER)
+        placeholders = [[geometry.placeholders(image.mode, image.tiles) for image in item.images] for item in batch]
+        rendered = render_conversations([item.conversation for item in batch], placeholders, self.tokenizer)
+        for item, ids, counts in zip(batch, rendered, placeholders):
+            self.counts[item.spec.name]["dropped_turns"] += item.conversation.dropped_turns
+            try:
+                samples = fit_to_length(item.conversation, ids, counts, seq_len=self.plan.recipe.seq_len,
+                                        rule=item.spec.overlong, tokenizer=self.tokenizer)  # type: ignore[arg-type]
+            except Reject as reject:
+                self._reject(item.spec.name, item.conversation.row, reject)
+                continue
+            for sample in samples:
+                self._spool(item, sample, val if item.val else train)
+
+    def _spool(self, item: Pending, sample: Fitted, spool: Spool) -> None:
+        images = [item.images[index] for index in sample.images]
+        rendered, conversation, counts = sample.rendered, sample.conversation, self.counts[item.spec.name]
+        members = encode(sample_meta(sample, images), rendered.ids, rendered.mask, image_members(images))
+        info = SampleInfo(
+            source=item.spec.name, row=conversation.row, tokens=len(rendered.ids), targets=masks.target_count(rendered.mask),
+            answer_tokens=int(np.count_nonzero(rendered.mask == masks.ANSWER)), images=len(images),
+            patches=sum(geometry.patches(image.mode, image.tiles) for image in images), turns=conversation.answers,
+            modes=tuple(image.mode for image in images), sizes=tuple(f"{image.width}x{image.height}" for image in images),
+            kept_images=sum(image.kept for image in images), dropped_turns=conversation.dropped_turns, cut=sample.cut,
+            bytes=encoded_size(members))
+        # a repeat is the same sample under another key; twins share their key's hash, so they stay on one side of the split
+        for _ in range(item.spec.repeats):
+            spool.add(members, info)
+            counts.update(samples=1, images=info.images, tokens=info.tokens, targets=info.targets,
+                          answer_tokens=info.answer_tokens, bytes=info.bytes, kept_images=info.kept_images,
+                          cut=bool(sample.cut), val_samples=item.val)
+
+    def _publish(self, work: Path, train: Spool, val: Spool) -> dict[str, Any]:
+        packed = pack([info.tokens for info in train.infos], [info.patches for info in train.infos],
+                      self.plan.recipe.seq_len, rng(self.plan.recipe.seed, "pack", "train", self.shard))
+        entry, rows = write_shard(self.folders.out, "train", self.shard,
+                                  ((train.read(index) for index in row) for row in packed))
+        results = work / "results"
+        results.mkdir()
+        write_file(results / "rows.npy", encode_rows(rows))
+        places = [(row, index) for row, samples in enumerate(packed) for index in samples]
+        tables.write(results / "samples.parquet", [tables.samples_table(
+            [(make_key("train", self.shard, position), "train", self.shard, row, train.infos[index])
+             for position, (row, index) in enumerate(places)])], tables.SAMPLES)
+        tables.write(results / "rejects.parquet", [tables.rejects_table(self.rejects)], tables.REJECTS)
+        val.save_index(results / "val.json")
+        publish(work / "val.bin", results / "val.bin")
+        result = {"shard": asdict(entry), "counts": {name: dict(count) for name, count in self.counts.items()},
+                  "plan": self.plan.id}
+        write_file(results / "result.json", json.dumps(result, sort_keys=True).encode())
+        target = done_folder(self.folders, self.shard)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(target)
+        os.rename(results, target)
+        sync_folder(target.parent)
+        return result
+
+
+def image_members(images: list[FittedImage]) -> Iterator[tuple[str, bytes]]:
+    """The members of a sample's images: each picture, and its stitched tiles right after it."""
+    for number, image in enumerate(images):
+        yield f"{number}.{image.suffix}", image.data
+        if image.tiles_data is not None:
+            yield f"{number}.tiles.{image.tiles_suffix}", image.tiles_data
+
+
+def sample_meta(sample: Fitted, images: list[FittedImage]) -> dict[str, Any]:
+    """KEY.json of a sample (shards: the format's docstring)."""
+    conversation = sample.conversation
+    meta = dict(conversation.meta)
+    if sample.part[1] > 1:
+        meta["part"] = f"{sample.part[0] + 1}/{sample.part[1]}"
+    return {
+        "source": conversation.source, "row": conversation.row, "cut": sample.cut,
+        "messages": [{"role": message.role, "content": message.content,
+                      "parts": [{"kind": part.kind, "text": part.text} for part in message.parts]}
+                     for message in conversation.messages],
+        "images": [{"message": anchor[0], "offset": anchor[1], "mode": image.mode, "width": image.width, "height": image.height,
+                    "source_width": image.source_width, "source_height": image.source_height, "tiles": list(image.tiles),
+                    "placeholders": geometry.placeholders(image.mode, image.tiles)}
+                   for anchor, image in zip(conversation.anchors, images)],
+        "meta": json.dumps(meta, ensure_ascii=False, sort_keys=True),
+    }
