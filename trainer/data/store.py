@@ -260,6 +260,8 @@ def open_directory(where: str, cache: Cache | None = None) -> ShardDirectory:
         told_rows = manifest["splits"].get(split, {}).get("rows", 0)
         if len(found_rows) != told_rows:
             raise ValueError(f"{where}: {table.FILES[split]} lists {len(found_rows)} rows where the manifest says {told_rows}")
-    if len(rows.get("train", ())) == 0:
+    for split in table.FILES:
+        rows.setdefault(split, table.make([]))
+    if len(rows["train"]) == 0:
         raise ValueError(f"{where} holds no packed rows to train on")
     return ShardDirectory(store=store, manifest=manifest, rows=rows)

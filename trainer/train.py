@@ -1,0 +1,517 @@
+"""Train on built shards. From top to bottom: what a rank is, what it reads, what it trains, the loop, its evaluations.
+
+    torchrun --nproc-per-node 8 trainer/train.py --shards shards/stage2 --init runs/stage1
+    python trainer/train.py --shards shards/demo --max-steps 100          # one process, CPU or one GPU
+
+A step is one global batch of packed rows (trainer.data.order). Each rank sums the loss over the targets of its rows, the
+gradients are averaged over ranks once, at the step's last micro-batch, and then scaled by ranks / targets: so the step is that
+of one process reading the whole batch, whatever the number of ranks, micro-batches or targets a rank got.
+
+Cost beside the model: one small all-reduce a micro-batch (is anyone asked to stop?), one more and one wait for the device a step.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import get_total_norm
+
+from shards.reader import DamagedRow
+from shards.table import shard_name
+from trainer import checkpoint, runlog
+from trainer.data.batch import Batch, Rules
+from trainer.data.loader import Loader, Task, WorkerDied, device_batches
+from trainer.data.order import Order, Split, deal, derive, hashes, split_batch
+from trainer.data.store import Cache, ShardDirectory, open_directory
+from trainer.flops import batch_flops, peak_of
+from trainer.guard import RunLock, Signals, guard_rank
+from trainer.model.config import SIZES
+from trainer.model.vlm import VLM
+from trainer.monitor import Look, Watch, look
+from trainer.pretrained import PARTS, initialise, open_source
+from trainer.settings import Settings, parser, rate_at, resolve
+
+CHECK_ROWS = 8  # rows of a quick look for collapse
+EARLY_STEPS = 500  # how long such looks are taken every --check-every steps
+DEVICE_TOKENS = {"micro": 65536, "nano": 65536, "full": 16384}  # at once on a GPU, without --device-batch-size
+CPU_TOKENS = 4096
+
+
+class Stop(Exception):
+    """The run ends early, in good order; `code` is the exit code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where this process stands among the ranks, and what it computes on."""
+
+    rank: int
+    ranks: int
+    local_ranks: int
+    device: torch.device
+
+    @classmethod
+    def find(cls, device: str) -> "Place":
+        """From torchrun's environment; a process started without torchrun is a run of one rank."""
+        os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asking for a GPU must not start CUDA before the fork
+        local = int(os.environ.get("LOCAL_RANK", 0))
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("--device cuda, but torch finds no GPU here; --device cpu trains without one")
+        on_gpu = device != "cpu" and torch.cuda.is_available()
+        return cls(rank=int(os.environ.get("RANK", 0)), ranks=int(os.environ.get("WORLD_SIZE", 1)),
+                   local_ranks=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+                   device=torch.device(f"cuda:{local}" if on_gpu else "cpu"))
+
+    @property
+    def cores(self) -> int:
+        """CPU cores that are this rank's share."""
+        return max(1, len(os.sched_getaffinity(0)) // self.local_ranks)
+
+    def join(self) -> Any:
+        """Meet the other ranks. Returns the group for control messages, which never wait for a GPU; None alone."""
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(self.cores)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+            torch.set_float32_matmul_precision("high")
+        if "RANK" not in os.environ:
+            return None
+        if self.device.type == "cuda":
+            dist.init_process_group("nccl", device_id=self.device)
+            return dist.new_group(backend="gloo")
+        dist.init_process_group("gloo")
+        return dist.group.WORLD
+
+    def autocast(self) -> Any:
+        """bf16 on a GPU; float32 on a CPU, where runs are compared bit by bit."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """The opened directories, the order of their rows, and the two loaders, whose workers have been forked."""
+
+    directories: Sequence[ShardDirectory]
+    order: Order
+    split: Split
+    train: Loader
+    look: Loader
+    look_split: str  # "val", or "train" where nothing is held out
+    look_rows: list[Task]  # the rows of an evaluation, fixed for the run
+    steps: int
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """Of the first directory."""
+        return self.directories[0].manifest
+
+    @property
+    def tokenizer(self) -> bytes:
+        """tokenizer.json."""
+        return self.directories[0].store.read_file("tokenizer.json")
+
+    @property
+    def sources(self) -> list[str]:
+        """Names to report validation losses by, alike on every rank."""
+        return sorted({source for directory in self.directories for source in directory.manifest.get("sources", {})})
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What the order of rows depends on, for a resumed run to compare."""
+        tables = [hashlib.sha256(directory.rows["train"].tobytes()).hexdigest() for directory in self.directories]
+        return {"rows": tables, "batch_rows": self.order.batch_rows, "seed": self.order.seed}
+
+    def describe(self, task: Task, split: str = "train") -> str:
+        """A row as a person finds it."""
+        directory = self.directories[task[0]]
+        row = directory.rows[split][task[1]]
+        return f"{directory.store.where}/{shard_name(split, int(row['shard']))} at offset {int(row['offset'])}"
+
+
+def open_data(settings: Settings, directories: Sequence[ShardDirectory], place: Place) -> Data:
+    """Plan the order, then fork the workers."""
+    tables = [directory.rows["train"] for directory in directories]
+    order = Order([rows["shard"] for rows in tables], [rows["patches"] for rows in tables], batch_rows=settings.batch_rows,
+                  seed=settings.seed, weights=settings.weights, window=settings.shuffle_window)
+    seq_len = directories[0].manifest["seq_len"]
+    tokens = DEVICE_TOKENS[settings.model] if place.device.type == "cuda" else CPU_TOKENS
+    split = split_batch(settings.batch_rows, place.ranks, settings.device_batch_size or max(1, tokens // seq_len))
+    rules = Rules.of(directories[0].manifest, settings.loss)  # type: ignore[arg-type]
+    workers = settings.workers
+    if workers is None:
+        workers = min(8, place.cores - 1) if place.device.type == "cuda" else min(1, place.cores - 1)
+    name = "val" if any(len(directory.rows["val"]) for directory in directories) else "train"
+    held_out = [(index, row) for index, directory in enumerate(directories) for row in range(len(directory.rows[name]))]
+    keys = hashes(derive("look", settings.seed), len(held_out))
+    chosen = [held_out[index] for index in keys.argsort()[:settings.eval_rows]]
+    train = Loader(directories, rules=rules, rows=split.rows, workers=workers, skip_damaged=settings.skip_bad)
+    look_loader = Loader(directories, rules=rules, split=name, rows=split.rows, workers=min(workers, 2),
+                         skip_damaged=settings.skip_bad)
+    return Data(directories=directories, order=order, split=split, train=train, look=look_loader, look_split=name,
+                look_rows=chosen, steps=settings.max_steps or order.steps(settings.epochs))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What is trained. `names`: of every trained parameter; `parts`: those of each part; `wrapped`: for the forward pass."""
+
+    model: VLM
+    wrapped: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    names: dict[torch.Tensor, str]
+    parts: dict[str, list[torch.nn.Parameter]]
+
+
+def build(settings: Settings, data: Data, place: Place, say: Any) -> Training:
+    """A model with fresh or given weights, on its device, with its optimizer; without DDP yet."""
+    torch.manual_seed(settings.seed)
+    specials = data.manifest["specials"]
+    config = SIZES[settings.model].with_tokens(vocab_size=data.manifest["vocab_size"], image_token_id=specials["<|image|>"])
+    model = VLM(config)
+    if settings.init and place.rank == 0:  # DDP hands rank 0's weights to the others
+        source = Path(settings.init)
+        report = initialise(model, open_source(str(checkpoint.find(source, "best") if source.is_dir() and (
+            checkpoint.folders(source)) else settings.init)), data.tokenizer)
+        say("\n".join(report.lines()))
+    recompute = settings.recompute or ("all" if settings.model == "full" else "none")
+    model.set_recompute(encoder=recompute in ("encoder", "all"), decoder=recompute in ("decoder", "all"))
+    model.to(place.device).train()
+    parts: dict[str, list[torch.nn.Parameter]] = {part: [] for part in PARTS}
+    names: dict[torch.Tensor, str] = {}
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        part = next(part for part, pattern in PARTS.items() if re.match(pattern, name))
+        parameter.requires_grad_(part not in settings.freeze)
+        if not parameter.requires_grad:
+            continue
+        names[parameter] = name
+        parts[part].append(parameter)
+        # Decay pulls on matrices and kernels alone: not on biases, norms, embeddings and position tables.
+        decays = parameter.ndim >= 2 and not re.search(r"embed|rel_pos", name)
+        key = (settings.group_lr.get(part, settings.lr), settings.weight_decay if decays else 0.0)
+        groups.setdefault(key, []).append(parameter)
+    if not names:
+        raise ValueError("--freeze leaves nothing to train")
+    optimizer = torch.optim.AdamW([{"params": group, "lr": rate, "peak": rate, "weight_decay": decay}
+                                   for (rate, decay), group in groups.items()], betas=settings.betas, fused=True)
+    if settings.compile or (settings.compile is None and place.device.type == "cuda" and settings.model != "micro"):
+        # Block by block: one compilation serves all blocks of a kind, and the number of images may change.
+        for block in (*model.encoder.sam.blocks, *model.encoder.clip.transformer.layers, *model.decoder.layers):
+            block.compile()
+    return Training(model=model, wrapped=model, optimizer=optimizer, names=names, parts=parts)
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """What changes from step to step and is part of a checkpoint, beside weights and optimizer."""
+
+    step: int = 0  # steps done
+    samples: int = 0
+    best: float | None = None  # lowest validation loss
+    watch: Watch = dataclasses.field(default_factory=Watch)
+    last_look: Look | None = None
+    sam_grad_norm: float | None = None
+
+
+class Run:
+    """One training run on one rank."""
+
+    def __init__(self, settings: Settings, data: Data, place: Place, control: Any, log: runlog.RunLog, training: Training,
+                 progress: Progress) -> None:
+        self.settings, self.data, self.place, self.control, self.log = settings, data, place, control, log
+        self.training, self.progress = training, progress
+        self.signals = Signals()
+        self.deadline = time.monotonic() + settings.stop_after * 3600 if settings.stop_after is not None else math.inf
+        self.peak = peak_of(torch.cuda.get_device_name(place.device)) if place.device.type == "cuda" else None
+
+    def train(self) -> None:
+        """All steps that are left, with evaluations and checkpoints in between."""
+        settings, data, progress = self.settings, self.data, self.progress
+        plan = (rows for step in range(progress.step, data.steps)
+                for rows in data.order.micro_batches(step, self.place.rank, data.split))
+        pin = self.place.device.type == "cuda"
+        with contextlib.closing(data.train.batches(plan, pin=pin)) as batches:  # type: ignore[type-var]
+            on_device = device_batches(batches, self.place.device)
+            while progress.step < data.steps:
+                entry = self.step(on_device)
+                progress.step += 1
+                done = progress.step == data.steps
+                self.log.write(entry)
+                if progress.step <= 5 or progress.step % 10 == 0 or done:
+                    self.log.say(runlog.step_line(entry, data.steps))
+                improved = False
+                if done or (settings.eval_every and progress.step % settings.eval_every == 0):
+                    improved = self.evaluate(data.look_rows, "evaluation")
+                elif settings.check_every and progress.step <= EARLY_STEPS and progress.step % settings.check_every == 0:
+                    self.evaluate(self.check_rows(), "check")
+                if improved or done or (settings.save_every and progress.step % settings.save_every == 0):
+                    self.save(best=improved)
+
+    def step(self, batches: Iterator[Batch]) -> dict[str, Any]:
+        """One optimizer step; returns its line of the log. Nothing has changed yet when it raises."""
+        place, split, training, started = self.place, self.data.split, self.training, time.monotonic()
+        # The random state of a step is a function of (seed, step, rank): nothing of it need be saved.
+        torch.manual_seed(derive("step", self.settings.seed, self.progress.step, place.rank) >> 1)
+        losses = torch.zeros(place.ranks, split.accumulation, dtype=torch.float64, device=place.device)
+        targets = images = samples = 0
+        work = waited = 0.0
+        for micro in range(split.accumulation):
+            self.heed_signals()
+            before = time.monotonic()
+            batch = next(batches)
+            waited += time.monotonic() - before
+            last = micro == split.accumulation - 1
+            wrapped = training.wrapped
+            sync = wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) and not last else contextlib.nullcontext()
+            with sync:
+                with place.autocast():
+                    loss = wrapped(input_ids=batch.inputs, targets=batch.targets, **batch.media).loss
+                loss.backward()
+            losses[place.rank, micro] = loss.detach()
+            targets += batch.target_count
+            images += batch.images
+            samples += sum(len(row.samples) for row in batch.rows)
+            work += batch_flops(training.model.config, batch.rows, batch.target_count, self.settings.freeze)
+        counts = torch.tensor([targets, images, samples, len(self.data.train.damaged), work, waited], dtype=torch.float64)
+        sums = torch.cat([losses.flatten(), counts.to(place.device)])
+        if place.ranks > 1:
+            dist.all_reduce(sums)
+        norms = torch.stack([get_total_norm([p.grad for p in group if p.grad is not None]) if group else losses.new_zeros(())
+                             for group in training.parts.values()])
+        *values, all_targets, all_images, all_samples, damaged, all_work, all_waited = sums.tolist()
+        # DDP has averaged over ranks: times ranks over all targets makes it the gradient of the mean over targets.
+        scale = place.ranks / max(1.0, all_targets)
+        part_norms = dict(zip(training.parts, [norm * scale for norm in norms.tolist()]))
+        norm = math.sqrt(sum(value * value for value in part_norms.values()))
+        if not math.isfinite(norm) or not all(map(math.isfinite, values)):
+            raise self.not_finite(values, norm)
+        clip = self.settings.clip
+        factor = scale * (min(1.0, clip / (norm + 1e-6)) if clip else 1.0)
+        torch._foreach_mul_([p.grad for group in training.parts.values() for p in group if p.grad is not None], factor)
+        share = rate_at(self.progress.step, self.data.steps, self.settings)
+        for group in training.optimizer.param_groups:
+            group["lr"] = group["peak"] * share
+        training.optimizer.step()
+        training.optimizer.zero_grad(set_to_none=True)
+        self.progress.samples += int(all_samples)
+        self.progress.sam_grad_norm = part_norms["sam"] if training.parts["sam"] else None
+        seconds = time.monotonic() - started
+        return {
+            "step": self.progress.step + 1, "loss": sum(values) / max(1.0, all_targets), "lr": self.settings.lr * share,
+            "grad_norm": norm, "sam_grad_norm": self.progress.sam_grad_norm, "targets": int(all_targets),
+            "images": int(all_images), "samples": int(all_samples), "samples_seen": self.progress.samples,
+            "damaged_rows": int(damaged), "epoch": round((self.progress.step + 1) * self.data.order.batch_rows
+                                                         / self.data.order.rows, 6),
+            "seconds": seconds, "tokens_per_s": all_targets / seconds, "images_per_s": all_images / seconds,
+            "mfu": all_work / seconds / self.peak / place.ranks if self.peak else None,
+            "data_wait": all_waited / place.ranks / seconds}
+
+    def heed_signals(self) -> None:
+        """Agree with the other ranks on whether one of them was asked to stop or save; the step under way is dropped."""
+        wish = torch.tensor([self.signals.stop, self.signals.save, time.monotonic() > self.deadline], dtype=torch.int64)
+        if self.control is not None:
+            dist.all_reduce(wish, op=dist.ReduceOp.MAX, group=self.control)
+        number, wants_save, late = wish.tolist()
+        if wants_save:
+            self.signals.save = False
+            self.save()
+        if number or late:
+            self.training.optimizer.zero_grad(set_to_none=True)
+            self.save()
+            why = signal.Signals(number).name if number else f"--stop-after {self.settings.stop_after:g} hours"
+            raise Stop(f"{why}: saved at step {self.progress.step}; --resume goes on", 128 + number if number else 0)
+
+    def not_finite(self, losses: Sequence[float], norm: float) -> Stop:
+        """The error for a loss or gradient that is not a number; names the rows of the micro-batches it came from."""
+        step, split = self.progress.step, self.data.split
+        bad = [index for index, loss in enumerate(losses) if not math.isfinite(loss)] or list(range(len(losses)))
+        rows = [self.data.describe(row) for index in bad for row in self.data.order.micro_batches(
+            step, index // split.accumulation, split)[index % split.accumulation]]
+        self.log.write({"step": step + 1, "event": "not finite", "grad_norm": str(norm), "rows": rows})
+        return Stop(f"step {step + 1}: loss or gradient is not a finite number (gradient norm {norm}). Its rows:\n  "
+                    + "\n  ".join(rows) + "\nThe weights are those of the step before. A lower --lr or more --warmup-steps may "
+                    "help; if the rows are at fault, `pipeline inspect` shows them", 1)
+
+    def check_rows(self) -> list[Task]:
+        """A few rows with images for a quick look."""
+        directories, split = self.data.directories, self.data.look_split
+        with_images = [task for task in self.data.look_rows if directories[task[0]].rows[split][task[1]]["images"]]
+        return with_images[:max(CHECK_ROWS, 2 * self.place.ranks)]
+
+    def evaluate(self, rows: Sequence[Task], kind: str) -> bool:
+        """Look at some rows, judge, and stop on a collapse if so asked. Returns whether the validation loss is the best yet."""
+        data, progress, model = self.data, self.progress, self.training.model
+        tables = [directory.rows[data.look_split] for directory in data.directories]
+        mine = deal([int(tables[d][row]["patches"]) for d, row in rows], self.place.ranks)[self.place.rank]
+        height = data.split.rows
+        plan = [[rows[index] for index in mine[at:at + height]] for at in range(0, len(mine), height)]
+        pin = self.place.device.type == "cuda"
+        with contextlib.closing(data.look.batches(plan, pin=pin)) as batches:  # type: ignore[type-var]
+            seen = look(model, device_batches(batches, self.place.device), data.sources, self.place.autocast)
+        progress.last_look = seen
+        self.log.write({"step": progress.step, "eval": {**seen.to_json(), "kind": kind, "split": data.look_split}})
+        self.log.say(runlog.look_line(progress.step, seen.to_json()))
+        warnings, collapsed = progress.watch.judge(
+            seen, sam_grad_norm=progress.sam_grad_norm, samples=progress.samples,
+            after_warmup=progress.step > self.settings.warmup_steps)
+        for warning in warnings:
+            self.log.write({"step": progress.step, "event": "warning", "text": warning})
+            self.log.say(f"warning: {warning}")
+        if collapsed and self.settings.on_collapse == "stop":
+            rollback = self.settings.out / "rollback"
+            again = (f"--init {rollback} --lr {self.settings.lr / 2:g} --out ANOTHER starts again from {rollback.resolve().name}, "
+                     "when it still looked at the pictures" if rollback.exists() else
+                     f"start again with --lr {self.settings.lr / 2:g}, or with larger text in the pictures")
+            self.log.write({"step": progress.step, "event": "collapse"})
+            raise Stop(f"step {progress.step}: the model has stopped looking at the pictures, and none was seen to recover from "
+                       f"this: {again}. (--on-collapse warn goes on regardless)", 1)
+        improved = kind == "evaluation" and (progress.best is None or seen.loss < progress.best)
+        if improved:
+            progress.best = seen.loss
+        return improved
+
+    def save(self, *, best: bool = False) -> None:
+        """A checkpoint of the steps done; rank 0 writes, the others go on (and wait at the next collective)."""
+        if self.place.rank:
+            return
+        progress, out = self.progress, self.settings.out
+        state = {"samples": progress.samples, "best": progress.best, "watch": dataclasses.asdict(progress.watch),
+                 "data": self.data.fingerprint(), "steps": self.data.steps, "settings": self.settings.to_json(),
+                 "rng": {"seed": self.settings.seed, "step": progress.step}}
+        manifest = self.data.manifest
+        target = checkpoint.save(
+            out, progress.step, model=self.training.model, optimizer=self.training.optimizer, names=self.training.names,
+            state=state, tokenizer=self.data.tokenizer,
+            extra={"mode": manifest["mode"], "specials": manifest["specials"], "recipe": manifest.get("recipe", ""),
+                   "size": self.settings.model, "step": progress.step})
+        if best:
+            checkpoint.link(out, "best", target)
+        if progress.watch.healthy:
+            checkpoint.link(out, "rollback", target)
+        checkpoint.prune(out, self.settings.keep)
+
+
+def restore(settings: Settings, data: Data, place: Place, training: Training) -> Progress:
+    """The state to start from: step 0, or the folder's last checkpoint with --resume. The same on every rank."""
+    whole = checkpoint.folders(settings.out)
+    found = torch.tensor([max(whole, default=-1)])
+    if place.ranks > 1:
+        found = found.to(place.device)
+        dist.broadcast(found, 0)
+    step = int(found)
+    if step < 0:
+        return Progress()
+    if step not in whole:
+        raise ValueError(f"{settings.out} has no step {step} here: every node must see the same --out to resume")
+    state = checkpoint.load_state(whole[step])
+    for name, value in data.fingerprint().items():
+        if state["data"].get(name) != value:
+            told = "other rows" if name == "rows" else f"{name} {state['data'].get(name)}, not {value}"
+            raise ValueError(f"{whole[step]} was trained on {told}: a resumed run reads on in the same order. "
+                             "Pass the same --shards, --seed and --batch-rows, or start anew with "
+                             f"--init {settings.out} --out ANOTHER")
+    checkpoint.load_tensors(whole[step], training.model, training.optimizer, training.names)
+    return Progress(step=step, samples=state["samples"], best=state["best"], watch=Watch(**state["watch"]))
+
+
+def headline(settings: Settings, data: Data, place: Place, training: Training, progress: Progress) -> str:
+    """What is about to happen, in a line."""
+    total, trained = (sum(p.numel() for p in group) / 1e6 for group in (training.model.parameters(), training.names))
+    passes = ", ".join(f"{count:.2f}" for count in data.order.passes(data.steps))
+    return " · ".join([
+        f"{settings.model}: {total:.2f} M parameters, {trained:.2f} M trained"
+        + (f" (frozen: {', '.join(settings.freeze)})" if settings.freeze else ""), f"{place.ranks} x {place.device.type}",
+        f"{data.order.rows} rows, {data.steps} steps of {data.order.batch_rows} rows ({data.split.accumulation} x "
+        f"{data.split.rows} a rank), {passes} epochs", *([f"from step {progress.step}"] if progress.step else [])])
+
+
+def run(settings: Settings, directories: Sequence[ShardDirectory], place: Place) -> dict[str, Any]:
+    """Set up this rank, train, and return the summary."""
+    data = open_data(settings, directories, place)  # forks the workers: before CUDA, before any thread
+    lock = RunLock(settings.out) if place.rank == 0 else None
+    try:
+        if lock and checkpoint.folders(settings.out) and not settings.resume:
+            step = max(checkpoint.folders(settings.out))
+            raise ValueError(f"{settings.out} holds a run at step {step}: --resume goes on with it, --out ANOTHER starts a new one")
+        if lock:
+            checkpoint.prune(settings.out, settings.keep)
+        control = place.join()
+        chatty = place.rank == 0
+        training = build(settings, data, place, lambda text: print(text, file=sys.stderr) if chatty else None)
+        progress = restore(settings, data, place, training)
+        if control is not None:
+            # Without device_ids DDP leaves the inputs alone, which are on the device already.
+            training = dataclasses.replace(training, wrapped=DistributedDataParallel(
+                training.model, broadcast_buffers=False, gradient_as_bucket_view=True))
+        if lock:
+            runlog.rewind(settings.out / "log.jsonl", progress.step or -1)
+            (settings.out / "settings.json").write_text(json.dumps(settings.to_json(), indent=1) + "\n", "utf-8")
+        log = runlog.RunLog(settings.out, settings.to_json(), track=settings.track, active=chatty)
+        log.say(headline(settings, data, place, training, progress))
+        try:
+            Run(settings, data, place, control, log, training, progress).train()
+        finally:
+            log.close()
+        seen = progress.last_look
+        return {"out": str(settings.out), "steps": progress.step, "samples": progress.samples, "best_loss": progress.best,
+                "val_loss": seen and seen.loss, "blind_loss": seen and seen.blind_loss}
+    finally:
+        data.train.close()
+        data.look.close()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        if lock:
+            lock.close()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command: 0 done, 1 cannot go on, 2 usage, 128 + n after signal n."""
+    arguments = parser().parse_args(argv)
+    guard_rank()
+    first = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    try:
+        place = Place.find(arguments.device)
+        cache = Cache(folder=arguments.cache, bytes=int(arguments.cache_gb * 1e9)) if arguments.cache else None
+        directories = [open_directory(where, cache) for where in arguments.shards]
+        summary = run(resolve(arguments, directories), directories, place)
+    except Stop as stop:
+        if first:
+            print(stop, file=sys.stderr)
+        return stop.code
+    except (DamagedRow, WorkerDied) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except ValueError as error:
+        if first:
+            print(f"error: {error}", file=sys.stderr)
+        return 1
+    except torch.OutOfMemoryError as error:
+        print(f"error: {error}\nA smaller --device-batch-size (same steps, more accumulation) or --recompute all takes less memory",
+              file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    if place.rank == 0:
+        print(json.dumps(summary))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
