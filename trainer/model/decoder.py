@@ -58,16 +58,18 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | Tensor | None) -> 
 
 
 class LayerCache:
-    """Keys and values of one layer, [B, G, capacity, d]: `length` of them are filled."""
+    """Keys and values of one layer, [B, G, capacity, d]; `length` positions are filled. Allocated by the first `extend`."""
 
-    def __init__(self, shape: tuple[int, int, int, int], device: torch.device, dtype: torch.dtype) -> None:
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
-        self.length = 0
+    def __init__(self, capacity: int) -> None:
+        self.capacity, self.length = capacity, 0
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Append the new positions and return all so far."""
         end = self.length + k.shape[2]
+        assert end <= self.capacity
+        if not self.length:
+            shape = (*k.shape[:2], self.capacity, k.shape[3])
+            self.keys, self.values = k.new_zeros(shape), v.new_zeros(shape)
         self.keys[:, :, self.length : end], self.values[:, :, self.length : end] = k, v
         self.length = end
         return self.keys[:, :, :end], self.values[:, :, :end]
@@ -172,8 +174,3 @@ class Decoder(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores [..., vocab_size] of hidden states [..., C]."""
         return F.linear(hidden, self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight)
-
-    def make_caches(self, batch: int, capacity: int, device: torch.device, dtype: torch.dtype) -> list[LayerCache]:
-        """Empty caches, one a layer, for `batch` texts of up to `capacity` positions."""
-        shape = (batch, self.config.kv_heads, capacity, self.config.head_dim)
-        return [LayerCache(shape, device, dtype) for _ in self.layers]
