@@ -36,7 +36,7 @@ class Look:
     loss: float
     by_source: dict[str, float]
     blind_loss: float | None
-    gap: float | None  # over the targets of samples with images
+    gap: float | None  # a target of the samples with images
     vf_compressor: float | None
     vf_projector: float | None
     projected_rms: float | None
@@ -51,14 +51,14 @@ def look(model: VLM, batches: Iterator[Batch], sources: Sequence[str], autocast:
     """Validation losses and feature statistics over this rank's batches, joined over all ranks.
 
     sources: names to report by, the same on every rank; a sample of another source counts in the whole only. The blind loss
-    is that of the same batch with its images exchanged; both sides of `gap` are taken over samples that have images.
+    is that of the same batch with its images exchanged; `gap` is the difference a target of the samples that have images.
     """
     index = {source: at for at, source in enumerate(sources)}
     device = next(model.parameters()).device
-    # By source: loss and targets. Then: loss and targets in all; true loss, blind loss and targets of samples with images;
-    # number of views, and their vf at the compressor, vf at the projector and mean square, each times that number.
+    # By source: loss and targets. Then: loss, targets, blind loss, targets of samples with images; number of views, and their
+    # vf at the compressor, vf at the projector and mean square, each times that number.
     by_source = torch.zeros(len(sources), 2, dtype=torch.float64)
-    sums = torch.zeros(9, dtype=torch.float64)
+    sums = torch.zeros(8, dtype=torch.float64)
     was_training = model.training
     model.eval()
     for batch in batches:
@@ -69,7 +69,7 @@ def look(model: VLM, batches: Iterator[Batch], sources: Sequence[str], autocast:
             if media["pixel_values"] is not None:
                 exchanged = {**media, "pixel_values": exchange_images(media["pixel_values"])}
                 blind = model(input_ids=inputs, targets=targets, **exchanged, per_token=True).loss.double().cpu()
-                sums[5:] += _features(model, batch)
+                sums[4:] += _features(model, batch)
         learned = (targets != -1).cpu()
         image = (inputs == model.config.image_token_id).cpu()
         for at, row in enumerate(batch.rows):
@@ -77,21 +77,22 @@ def look(model: VLM, batches: Iterator[Batch], sources: Sequence[str], autocast:
                 part = slice(span.start, span.stop)
                 found = torch.tensor([float(losses[at, part].sum()), float(learned[at, part].sum())], dtype=torch.float64)
                 sums[:2] += found
+                sums[2] += float(blind[at, part].sum())
                 if span.source in index:
                     by_source[index[span.source]] += found
                 if bool(image[at, part].any()):
-                    sums[2:5] += torch.tensor([found[0], float(blind[at, part].sum()), found[1]], dtype=torch.float64)
+                    sums[3] += found[1]
     model.train(was_training)
     if dist.is_initialized():
         joined = torch.cat([sums, by_source.flatten()]).to(device)
         dist.all_reduce(joined)
-        sums, by_source = joined[:9].cpu(), joined[9:].cpu().view(-1, 2)
-    loss, count, true_loss, blind_loss, image_count, views, vf_compressor, vf_projector, square = sums.tolist()
+        sums, by_source = joined[:8].cpu(), joined[8:].cpu().view(-1, 2)
+    loss, count, blind_loss, image_count, views, vf_compressor, vf_projector, square = sums.tolist()
     return Look(
         loss=loss / max(1.0, count), by_source={source: float(total / number) for source, (total, number) in
                                                 zip(sources, by_source.tolist()) if number},
-        blind_loss=blind_loss / image_count if image_count else None,
-        gap=(blind_loss - true_loss) / image_count if image_count else None,
+        blind_loss=blind_loss / count if image_count else None,
+        gap=(blind_loss - loss) / image_count if image_count else None,
         vf_compressor=vf_compressor / views if views else None, vf_projector=vf_projector / views if views else None,
         projected_rms=(square / views) ** 0.5 if views else None)
 
