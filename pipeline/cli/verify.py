@@ -1,0 +1,41 @@
+"""`pipeline verify`: every checksum, every count, every mask."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from pipeline.cli import options
+
+
+@click.command("verify")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--quick", is_flag=True, help="Only sizes and tables: seconds, whatever the size.")
+@options.workers()
+def command(folder: Path, quick: bool, workers: int) -> None:
+    """Check a shard directory; exit 1 and one line a problem if anything is not as it was built.
+
+    \b
+    Example:
+      pipeline verify shards/stage1
+      pipeline verify shards/stage1 --quick
+    """
+    from pipeline.verify import verify
+    from shards.manifest import load
+
+    count = 0
+    try:
+        body = load(folder)
+        for problem in verify(folder, quick=quick, workers=workers or os.cpu_count() or 1):
+            click.echo(str(problem), err=True)
+            count += 1
+    except (ValueError, KeyError) as error:
+        raise click.ClickException(str(error) if isinstance(error, ValueError) else f"the manifest lacks {error}") from None
+    splits = body["splits"]
+    click.echo(json.dumps({"command": "verify", "folder": str(folder), "ok": not count, "problems": count, "quick": quick,
+                           "shards": len(body["shards"]), "samples": splits["train"]["samples"] + splits["val"]["samples"],
+                           "rows": splits["train"]["rows"] + splits["val"]["rows"]}))
+    if count:
+        sys.exit(1)
