@@ -22,7 +22,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,10 @@ class FileFooter:
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class FileRef:
-    """A parquet file: on disk when `local` is set, else on the hub. `path` is its name below raw or the repository."""
+    """A parquet file: on disk when `local` is set, else on the hub. `path` is its name below raw or the repository.
+
+    `footer` is what was read of it before (pipeline.known), if anything.
+    """
 
     path: str
     size: int
@@ -86,6 +89,7 @@ class FileRef:
     repo: str = ""
     revision: str = ""
     sha256: str = ""
+    footer: "FileFooter | FooterError | None" = field(default=None, compare=False, repr=False)
 
 
 def cache_folder() -> Path:
@@ -254,7 +258,7 @@ def read_footers(refs: Sequence[FileRef], *, connections: int = CONNECTIONS, pol
         if stop.is_set():
             raise HubError("stopped")
         try:
-            return read_footer(ref, policy=policy)
+            return ref.footer if ref.footer is not None else read_footer(ref, policy=policy)
         except FooterError as error:
             return error
         finally:

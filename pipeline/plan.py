@@ -16,6 +16,7 @@ import importlib.metadata
 import json
 import math
 import platform
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,9 +28,12 @@ from PIL import features
 from pipeline.footers import FileFooter, FileRef, FooterError, local_refs, read_footers
 from pipeline.hub.api import list_files, resolve_revision
 from pipeline.hub.record import load_record
-from pipeline.recipe import Recipe, SourceSpec
+from pipeline.hub.retry import NotOnHub
+from pipeline.known import known_refs
+from pipeline.recipe import FINEVISION, Recipe, SourceSpec
 from pipeline.seeds import rng
 from pipeline.sources import KINDS
+from pipeline.subsets import check_names, shipped_table
 from pipeline.tokens import Tokenizer
 from shards import FORMAT_VERSION
 
@@ -148,15 +152,24 @@ def versions() -> dict[str, str]:
 
 
 def source_refs(source: SourceSpec, raw: Path, origin: Origin) -> tuple[str, list[FileRef]]:
-    """The revision of a source and its parquet files, sorted by name; an empty list where nothing is there."""
+    """The revision of a source and its parquet files, sorted by name; an empty list where nothing is there.
+
+    Below raw, a set that `download` has fetched in part is listed whole: its absent files have no `local`.
+    """
     start = source.prefix
     if origin == "hub" and source.on_hub:
-        revision = resolve_revision(source.repo)
         inside = start.removeprefix(f"{source.repo}/")
         folder = inside.rpartition("/")[0]
+        try:
+            # what `download` pinned, so that every command speaks of the same files while the hub moves on
+            revision = load_record(raw, source.repo).revision or resolve_revision(source.repo)
+            listed = list_files(source.repo, folder, revision)
+        except NotOnHub:
+            return "", []
         return revision, [FileRef(path=file.path, size=file.size, repo=source.repo, revision=revision, sha256=file.sha256 or "")
-                          for file in list_files(source.repo, folder, revision)
-                          if file.path.startswith(inside) and file.path.endswith(".parquet")]
+                          for file in listed if file.path.startswith(inside) and file.path.endswith(".parquet")]
+    if source.on_hub and (known := known_refs(raw, source.repo, start)) is not None:
+        return known
     folder = start.rpartition("/")[0]
     refs = [ref for ref in local_refs(raw, folder) if ref.path.startswith(start)]
     return load_record(raw, source.repo).revision if source.on_hub else "", refs
@@ -177,6 +190,8 @@ def make_plan(recipe: Recipe, *, raw: Path, origin: Origin = "raw", tokenizer: T
         revisions.append(revision)
         refs.append(found)
         if not found:
+            if source.repo == FINEVISION:
+                check_names([source.folder or ""], list(shipped_table()))   # a wrong name is not a missing set
             missing[source.name] = f"no {source.prefix}*.parquet " + ("on the hub" if origin == "hub" and source.on_hub
                                                                       else f"below {raw}")
     if missing and (not allow_missing or len(missing) == len(recipe.sources)):
@@ -196,8 +211,15 @@ def make_plan(recipe: Recipe, *, raw: Path, origin: Origin = "raw", tokenizer: T
                 good.append((len(files), footer))
                 files.append(PlanFile(name=file_name(ref), ref=ref, identity=_footer_identity(footer)))
         blocks, available = _choose(recipe, source, index, good)
+        absent = {block.file for block in blocks if origin == "raw" and files[block.file].ref.local is None}
+        if absent:
+            missing[source.name] = f"{len(absent)} of the {len({b.file for b in blocks})} files it takes are not below {raw}"
+            good = [(file, footer) for file, footer in good if files[file].ref.local is not None]
+            blocks, available = _choose(recipe, source, index, good)
         taken.append(blocks)
         sources.append(_source_plan(recipe, source, revisions[index], available, blocks, dict(good)))
+    if missing and not allow_missing:
+        raise MissingSetsError(missing, [make_command(recipe, source, raw) for source in recipe.sources if source.name in missing])
     used = sorted({block.file for blocks in taken for block in blocks})
     place = {old: new for new, old in enumerate(used)}
     taken = [[Block(b.source, place[b.file], b.group, b.first, b.start, b.stop, b.step) for b in blocks] for blocks in taken]
@@ -209,13 +231,13 @@ def make_plan(recipe: Recipe, *, raw: Path, origin: Origin = "raw", tokenizer: T
 
 def make_command(recipe: Recipe, source: SourceSpec, raw: Path) -> str:
     """The command that makes a source's files."""
-    where = "" if raw == Path("raw") else f" --raw {raw}"
+    where = "" if raw == Path("raw") else f" --raw {shlex.quote(str(raw))}"
     if source.repo.startswith("rendered/"):
         count = f" --n {source.quota}" if source.quota else ""
         return f"pipeline render-chem{count} --out {raw / source.repo}"
     name = str(recipe.home / f"{recipe.name}.toml") if recipe.home else recipe.name
-    subset = f" --subset '{source.name}'" if "(" in source.name else f" --subset {source.name}"
-    return f"pipeline download --recipe {name}{subset}{where}"
+    fraction = "" if recipe.fraction == 1 else f" --fraction {recipe.fraction:g}"
+    return f"pipeline download --recipe {shlex.quote(name)} --subset {shlex.quote(source.name)}{fraction}{where}"
 
 
 def _footer_identity(footer: FileFooter) -> str:

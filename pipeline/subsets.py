@@ -78,7 +78,8 @@ def readme_rows(text: str) -> dict[str, int]:
     """Rows of each config's train split, from a data card's yaml; nothing where the yaml is odd."""
     from huggingface_hub.repocard import RepoCard
     try:
-        infos: Any = RepoCard(text, ignore_metadata_errors=True).data.to_dict().get("dataset_info") or []
+        card: Any = RepoCard(text, ignore_metadata_errors=True)
+        infos = card.data.to_dict().get("dataset_info") or []
     except Exception:   # any parser's error: rows are a courtesy here
         return {}
     rows = {}

@@ -14,7 +14,7 @@ from urllib.parse import quote, urljoin, urlsplit
 
 import httpx
 
-from pipeline.hub.retry import RETRIED_STATUS, HubError, TransientError, wished_wait
+from pipeline.hub.retry import RETRIED_STATUS, HubError, NotOnHub, TransientError, wished_wait
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 MAX_REDIRECTS = 5
@@ -105,7 +105,7 @@ def _raise_for(response: httpx.Response, url: str, here: str) -> None:
         raise HubError(f"HTTP {status} for {where}: {reason}. Set HF_TOKEN to a token that may read this data set, and "
                        f"accept its terms on the hub if it has any")
     if status == 404:
-        raise HubError(f"not on the hub {endpoint()}: {where} ({reason})")
+        raise NotOnHub(f"not on the hub {endpoint()}: {where} ({reason})")
     raise HubError(f"HTTP {status} for {where}: {reason}")
 
 

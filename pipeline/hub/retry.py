@@ -29,6 +29,10 @@ class HubError(Exception):
     """The hub cannot give what was asked, and asking again will not help; the message says what to change."""
 
 
+class NotOnHub(HubError):
+    """There is no such repository, revision, folder or file."""
+
+
 class TransientError(Exception):
     """Worth another try; `wait` is the server's own wish in seconds, if it said one."""
 
