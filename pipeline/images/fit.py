@@ -150,7 +150,7 @@ def fit_image(data: bytes, mode: str, limits: Limits = DEFAULT_LIMITS) -> Fitted
         raise Reject("image-strip", f"{width} x {height} pixels would be less than one pixel wide at {MODES[mode].side} pixels")
     kept = source.storable if size == source.size else None
     tiled = (tiles[0] * TILE, tiles[1] * TILE)
-    raster = None
+    raster, quality = None, source.jpeg.quality if source.jpeg is not None else None
     if kept is None or tiles != (0, 0):
         raster = pixels_for(source, (max(size[0], min(tiled[0], width)), max(size[1], min(tiled[1], height))))
     if kept is not None:
@@ -158,10 +158,11 @@ def fit_image(data: bytes, mode: str, limits: Limits = DEFAULT_LIMITS) -> Fitted
         stored, suffix = kept, "jpg" if source.kind == "jpeg" else "png"
     else:
         assert raster is not None
-        stored, suffix = encode(resample(raster.pixels, size, raster.extent))
+        stored, suffix = encode(resample(raster.pixels, size, raster.extent), resampled=size != source.size, source_quality=quality)
     tiles_data, tiles_suffix = None, ""
     if raster is not None and tiles != (0, 0):
-        tiles_data, tiles_suffix = encode(resample(raster.pixels, tiled, raster.extent))
+        tiles_data, tiles_suffix = encode(resample(raster.pixels, tiled, raster.extent), resampled=tiled != source.size,
+                                          source_quality=quality)
     return FittedImage(data=stored, suffix=suffix, mode=mode, width=size[0], height=size[1], source_width=width,
                        source_height=height, kept=stored is source.data, tiles=tiles, tiles_data=tiles_data,
                        tiles_suffix=tiles_suffix)

@@ -6,8 +6,8 @@ header promises, text and colour profiles are inflated within a bound only. `min
 writes the chunks that pixels depend on; above that the image data are written uncompressed, so that Pillow only undoes the
 filters: ISA-L inflates about twice as fast as zlib-ng does.
 
-Writer. Filter 0 on line art, filter 2 ("up") else, and ISA-L's deflate level 1: 0.8 ms for a page of 0.8 MP, against 8.7 ms for
-Pillow at level 1, and on rendered pages no larger (`benchmarks/images.py`).
+Writer. No filter (it is for flat pictures, where filters only cost) and ISA-L's deflate at level 1: 0.8 ms for a gray page of
+0.8 MP against 8.7 ms for Pillow at level 1, and no larger (`benchmarks/images.py`).
 """
 
 import re
@@ -194,7 +194,7 @@ def checked_rows(data: bytes, info: PngInfo) -> bytes:
                 seen, stream = seen + len(piece), inflate.unconsumed_tail
         if not inflate.eof and seen == info.raw:
             seen += len(inflate.decompress(inflate.unconsumed_tail, 1))
-    except IsalError as error:
+    except IsalError as error:  # type: ignore[misc]  # its stub is no exception
         raise Malformed(f"image data do not inflate: {error}") from None
     if seen < info.raw or not inflate.eof:
         raise Malformed(f"image data hold {'more than ' if seen > info.raw else ''}{min(seen, info.raw):,} of {info.raw:,} bytes")
@@ -215,19 +215,40 @@ def unpacked(data: bytes, info: PngInfo) -> bytes:
     rows = checked_rows(data, info)
     if not rows:
         return minimal(data, info)
-    return info.head + _chunk(b"IDAT", zlib.compress(rows, 0)) + _chunk(b"IEND", b"")
+    return info.head + _chunk(b"IDAT", _stored(rows)) + _chunk(b"IEND", b"")
 
 
-def write_png(pixels: NDArray[np.uint8], *, flat: bool) -> bytes:
-    """A PNG of uint8 pixels [h, w] (gray) or [h, w, 3] (RGB); `flat` for pictures that mostly repeat the pixel before."""
+def _stored(rows: bytes) -> bytes:
+    """A zlib stream of stored blocks: five bytes a block of at most 65,535, and the Adler-32 checksum at the end."""
+    view, parts = memoryview(rows), [b"\x78\x01"]
+    for start in range(0, len(view), 0xFFFF):
+        block = view[start:start + 0xFFFF]
+        last = start + len(block) == len(view)
+        parts += [struct.pack("<BHH", last, len(block), len(block) ^ 0xFFFF), block]
+    return b"".join([*parts, struct.pack(">I", isal_zlib.adler32(rows))])
+
+
+def _packed(rows: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """Rows of indices with 8 / bits of them in a byte, the leftmost in its highest bits; short rows end in zeros."""
+    each = 8 // bits
+    padded = np.pad(rows, ((0, 0), (0, -rows.shape[1] % each)))
+    words = padded.view("<u2" if each == 2 else "<u4")
+    packed = words << (8 - bits)
+    for k in range(1, each):
+        packed |= words >> (8 * k) << (8 - bits * (k + 1))
+    return packed.astype(np.uint8)
+
+
+def write_png(pixels: NDArray[np.uint8], *, bits: int = 8) -> bytes:
+    """A PNG of uint8 pixels [h, w] (gray) or [h, w, 3] (RGB).
+
+    bits: 2 or 4 for gray level indices below 2^bits, packed from the left; they decode to even levels of 0 to 255.
+    """
     height, width = pixels.shape[:2]
     rows = pixels.reshape(height, -1)
-    filtered = np.empty((height, rows.shape[1] + 1), np.uint8)
-    filtered[:, 0] = 0 if flat else 2
-    if flat:
-        filtered[:, 1:] = rows
-    else:
-        filtered[0, 1:] = rows[0]
-        np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
-    header = struct.pack(">IIBBBBB", width, height, 8, 0 if pixels.ndim == 2 else 2, 0, 0, 0)
-    return (SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", isal_zlib.compress(filtered, 1)) + _chunk(b"IEND", b""))
+    if bits < 8:
+        rows = _packed(rows, bits)
+    filtered = np.zeros((height, rows.shape[1] + 1), np.uint8)  # filter 0 on every row
+    filtered[:, 1:] = rows
+    header = struct.pack(">IIBBBBB", width, height, bits, 0 if pixels.ndim == 2 else 2, 0, 0, 0)
+    return SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", isal_zlib.compress(filtered, 1)) + _chunk(b"IEND", b"")
