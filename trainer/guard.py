@@ -7,6 +7,7 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
+from typing import Any, Self
 
 PR_SET_PDEATHSIG = 1
 
@@ -52,22 +53,29 @@ class RunLock:
 
 
 class Signals:
-    """Notes SIGTERM, SIGINT (stop) and SIGUSR1 (save); the training loop asks at every micro-batch.
+    """Notes SIGTERM, SIGINT (stop) and SIGUSR1 (save) while it is open; the training loop asks at every micro-batch.
 
-    A second SIGINT or SIGTERM takes its usual course, for a loop that does not come round.
+    A second Ctrl-C takes its usual course, for a loop that does not come round.
     """
 
     def __init__(self) -> None:
         self.stop: int = 0  # number of the signal that asked to stop
         self.save = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_stop)
-        signal.signal(signal.SIGUSR1, self._on_save)
+        self._before: dict[int, Any] = {}
 
-    def _on_stop(self, number: int, frame: FrameType | None) -> None:
+    def __enter__(self) -> Self:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGUSR1:
+            self.save = True
+            return
         self.stop = number
         if number == signal.SIGINT:
             signal.signal(number, signal.default_int_handler)
-
-    def _on_save(self, number: int, frame: FrameType | None) -> None:
-        self.save = True

@@ -234,10 +234,9 @@ class Run:
     """One training run on one rank."""
 
     def __init__(self, settings: Settings, data: Data, place: Place, control: Any, log: runlog.RunLog, training: Training,
-                 progress: Progress) -> None:
+                 progress: Progress, signals: Signals) -> None:
         self.settings, self.data, self.place, self.control, self.log = settings, data, place, control, log
-        self.training, self.progress = training, progress
-        self.signals = Signals()
+        self.training, self.progress, self.signals = training, progress, signals
         self.deadline = time.monotonic() + settings.stop_after * 3600 if settings.stop_after is not None else math.inf
         self.peak = peak_of(torch.cuda.get_device_name(place.device)) if place.device.type == "cuda" else None
 
@@ -465,10 +464,8 @@ def run(settings: Settings, directories: Sequence[ShardDirectory], place: Place)
             (settings.out / "settings.json").write_text(json.dumps(settings.to_json(), indent=1) + "\n", "utf-8")
         log = runlog.RunLog(settings.out, settings.to_json(), track=settings.track, active=chatty)
         log.say(headline(settings, data, place, training, progress))
-        try:
-            Run(settings, data, place, control, log, training, progress).train()
-        finally:
-            log.close()
+        with contextlib.closing(log), Signals() as signals:
+            Run(settings, data, place, control, log, training, progress, signals).train()
         seen = progress.last_look
         return {"out": str(settings.out), "steps": progress.step, "samples": progress.samples, "best_loss": progress.best,
                 "val_loss": seen and seen.loss, "blind_loss": seen and seen.blind_loss}
