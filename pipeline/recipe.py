@@ -44,10 +44,10 @@ class SourceSpec:
 
     name: str
     kind: str = "finevision"
-    repo: str = FINEVISION  # dataset on the hub, or the folder below --raw that holds it (rendered/chem, local/NAME)
+    repo: str = FINEVISION  # dataset on the hub, or the folder below --raw that holds it (rendered/chem)
     folder: str | None = None  # inside the repo; FineVision: the subset's name
     split: str = "train"
-    path: str | None = None  # a local file or folder that `download` converts
+    path: str | None = None  # a local file or folder that `download` converts to local/NAME below --raw
     quota: int | None = None  # rows to read, each repeat counted; None: all there are
     repeats: int = 1
     rows: str | None = None  # "start:stop:step" over the source's rows
@@ -57,14 +57,25 @@ class SourceSpec:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def converted(self) -> bool:
+        """Whether `download` first turns it into FineVision-format parquet, at local/NAME below --raw."""
+        return self.path is not None or KINDS[self.kind].converter is not None
+
+    @property
     def prefix(self) -> str:
-        """Where its parquet files are named from: `<repo>/<folder>/<split>-`, below --raw or, without `repo/`, on the hub."""
-        return "/".join(part for part in (self.repo, self.folder, f"{self.split}-") if part)
+        """What its parquet files' names begin with, below --raw and, for sets read straight from the hub, as `<repo>/...`."""
+        folder, split = (None, "train") if self.converted else (self.folder, self.split)
+        return "/".join(part for part in (self.root, folder, f"{split}-") if part)
+
+    @property
+    def root(self) -> str:
+        """The folder below --raw that holds it; for sets read straight from the hub, the repository."""
+        return f"local/{self.name}" if self.converted else self.repo
 
     @property
     def on_hub(self) -> bool:
-        """Whether its files come from the hub (and not from render-chem or a conversion)."""
-        return not self.repo.startswith(("rendered/", "local/"))
+        """Whether its parquet files lie on the hub (and are not made by render-chem or by a conversion)."""
+        return not self.converted and not self.repo.startswith("rendered/")
 
     def row_slice(self) -> slice:
         """`rows` as a slice."""
@@ -75,8 +86,8 @@ class SourceSpec:
 # the trainer's defaults that a recipe may set -> type; trainer/settings.py gives each its meaning
 TRAIN_KEYS: dict[str, type | tuple[type, ...]] = {
     "model": str, "batch_rows": int, "lr": (int, float), "schedule": str, "warmup_steps": int, "min_lr_ratio": (int, float),
-    "betas": list, "weight_decay": (int, float), "clip": (int, float), "epochs": (int, float), "max_steps": int,
-    "freeze": list, "loss": str, "eval_every": int, "step_every": int, "step_factor": (int, float)}
+    "betas": list, "weight_decay": (int, float), "clip": (int, float), "epochs": (int, float),
+    "freeze": list, "loss": str, "eval_every": int}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,7 +270,9 @@ def _parse_source(name: str, table: Any) -> SourceSpec:
         KINDS[kind_name].options(**options)
     except (TypeError, ValueError) as error:
         raise RecipeError(f"{place} {error}") from None
-    repo = values.get("repo") or (f"local/{name}" if values.get("path") else KINDS[kind_name].repo or FINEVISION)
+    if not _plain_path(name) or "/" in name or name.startswith("."):
+        raise RecipeError(f"{place} is not a plain name: no slash, no leading dot")
+    repo = values.get("repo") or KINDS[kind_name].repo or FINEVISION
     if not _plain_path(repo) or not _plain_path(values.get("folder") or "x"):
         raise RecipeError(f"{place} repo and folder must be plain relative paths, not {repo!r} and {values.get('folder')!r}")
     standard = name if repo == FINEVISION else KINDS[kind_name].folder if repo == KINDS[kind_name].repo else None

@@ -2,7 +2,7 @@
 
 It holds no time, host, path or worker count: the same plan gives the same bytes. Keys:
 
-    format_version, recipe, seed, fraction, mode, seq_len, vocab_size, specials {name: id}, train {...}, tokenizer {...},
+    format_version, recipe, seed, fraction, mode, seq_len, vocab_size, specials {"<|bos|>": id ...}, train {...}, tokenizer {...},
     sources {name: {asked, rows, samples, images, tokens, targets, answer_tokens, val_samples, rejects {reason: n}, ...}},
     splits {train|val: {rows, samples, tokens, images, patches, fill}},
     shards [{name, bytes, sha256, samples, rows, tokens, images, indexes [{name, bytes, sha256}]}],

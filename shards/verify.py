@@ -158,8 +158,8 @@ def check_sample(sample: Sample, body: dict[str, Any]) -> None:
             raise ValueError(f"image {number} has no marker at character {image['offset']} of message {image['message']}")
         expected += image["placeholders"]
     specials = body["specials"]
-    masks.check(sample.ids, sample.mask, image_id=specials["image"], pad_id=specials["pad"], bos_id=specials["bos"],
-                placeholders=expected, vocab_size=body["vocab_size"])
+    masks.check(sample.ids, sample.mask, image_id=specials["<|image|>"], pad_id=specials["<|pad|>"],
+                bos_id=specials["<|bos|>"], placeholders=expected, vocab_size=body["vocab_size"])
 
 
 def _check_rows(folder: Path, split: str, number: int, offsets: list[int], counts: Any) -> Iterator[Problem]:

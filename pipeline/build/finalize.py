@@ -49,7 +49,7 @@ def finalize(plan: Plan, state: BuildState, tokenizer: Tokenizer) -> dict[str, A
     body = {
         "recipe": plan.recipe.name, "description": plan.recipe.description, "seed": plan.recipe.seed,
         "fraction": plan.recipe.fraction, "mode": plan.recipe.mode, "seq_len": plan.recipe.seq_len,
-        "vocab_size": tokenizer.vocab_size, "specials": tokenizer.specials.as_dict(), "train": dict(plan.recipe.train),
+        "vocab_size": tokenizer.vocab_size, "specials": {f"<|{name}|>": token for name, token in tokenizer.specials.as_dict().items()}, "train": dict(plan.recipe.train),
         "tokenizer": {"name": plan.recipe.tokenizer, "revision": tokenizer.revision, "sha256": tokenizer.sha256},
         "sources": sources, "shards": shards, "versions": dict(plan.versions), "plan": {"id": plan.id, **plan.identity()},
         "splits": {"train": split_totals(train_rows, plan.recipe.seq_len), "val": split_totals(val_rows, plan.recipe.seq_len)},

@@ -27,7 +27,7 @@ from pipeline.conversation import Conversation, Reject
 from pipeline.cut import Fitted, fit_to_length
 from pipeline.images import FittedImage, fit_image
 from pipeline.pack import pack
-from pipeline.plan import Block, Plan, options_of
+from pipeline.plan import SKIP_REASONS, Block, Plan, options_of
 from pipeline.recipe import SourceSpec
 from pipeline.render import render_conversations
 from pipeline.seeds import rng, share
@@ -133,11 +133,12 @@ class Task:
     def _rows(self, reader: BlockReader, block: Block, spec: SourceSpec) -> Iterator[tuple[str, Item]]:
         """(row id, row or Reject) of a block."""
         name = self.plan.files[block.file].name
-        skipped = frozenset(self.plan.skips.get(name, ()))
-        path = name.removeprefix(f"{spec.repo}/")
+        skipped = {number: reason for reason, numbers in self.plan.skips.get(block.file, {}).items() for number in numbers}
+        path = name.removeprefix(f"{spec.root}/")
         self.counts[spec.name]["row_groups"] += 1
         for number, row in reader.rows(block):
-            yield row_id(path, number), Reject("duplicate", "an earlier row is the same") if number in skipped else row
+            reason = skipped.get(number)
+            yield row_id(path, number), row if reason is None else Reject(reason, SKIP_REASONS[reason])
 
     def _reject(self, source: str, row: str, reject: Reject) -> None:
         self.rejects.append(RejectLine(source=source, row=row, reason=reject.reason, detail=reject.detail))
