@@ -47,8 +47,8 @@ def convert_doctags(answer: str, form: str) -> str:
     if form == "keep":
         return answer
     assert form == "markdown"
-    from docling_core.types.doc import DoclingDocument
     from docling_core.types.doc.doctags import DocTagsDocument
+    from docling_core.types.doc.document import DoclingDocument
 
     texts = []
     for page in pages:  # one by one: docling-core writes no break for a page without text

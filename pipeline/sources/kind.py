@@ -28,8 +28,9 @@ class Kind:
 
     columns: the parquet columns it uses; only these are read. required: those without which no row can be used.
     options: a frozen dataclass whose fields are the further keys of the source's table in a recipe.
-    repo, folder: where it lies on the hub, when the kind is one data set. converter: the key of pipeline.convert.CONVERTERS
-    that makes its parquet, when its files are not parquet.
+    repo, folder: where its parquet lies on the hub, when the kind is one data set. converter: the key of
+    pipeline.convert.CONVERTERS that makes its parquet, when its files are not parquet; the parquet then lies in
+    raw/local/SOURCE. origin: the hub repository that holds the files to convert; None when the recipe's `path` names them.
     """
 
     columns: tuple[str, ...]
@@ -39,6 +40,7 @@ class Kind:
     repo: str | None = None
     folder: str | None = None
     converter: str | None = None
+    origin: str | None = None
     text_only: bool = False
 
 
@@ -83,29 +85,21 @@ def text_conversation(
                         dropped_turns=sum(dropped.values()) if dropped else 0)  # fmt: skip
 
 
-def pair_up(messages: Iterable[tuple[str, str]]) -> tuple[str, list[Turn], Counter[str]]:
-    """(role, text) pairs to the system text, the turns, and what was dropped: turns without an answer, a last question.
+def alternate(messages: Iterable[tuple[str, str]]) -> tuple[str, list[tuple[str, str]]]:
+    """(role, text) pairs to the system text and (user, answer) pairs; a last question without answer gets "".
 
     Raises Reject("roles") when user and assistant do not alternate after at most one leading system message.
     """
-    system, user, turns = "", None, []
-    dropped: Counter[str] = Counter()
-    count = 0
+    system, user = "", None
+    pairs: list[tuple[str, str]] = []
     for place, (role, text) in enumerate(messages):
         if role == "system" and place == 0:
             system = text
         elif role == "user" and user is None:
             user = text
         elif role == "assistant" and user is not None:
-            if text.strip():
-                turns.append(Turn(index=count, user=user, answer=text))
-            else:
-                dropped["no-answer"] += 1
-            count, user = count + 1, None
+            pairs.append((user, text))
+            user = None
         else:
             raise Reject("roles", f"message {place} is {role!r}; user and assistant must alternate")
-    if user is not None:
-        dropped["no-answer"] += 1
-    if not turns:
-        raise Reject("no-answer", "no turn has an answer")
-    return system, turns, dropped
+    return system, pairs if user is None else [*pairs, (user, "")]

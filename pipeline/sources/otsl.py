@@ -27,11 +27,8 @@ MAX_CELLS = 10_000
 
 _CODE = re.compile(r"<(fcel|ecel|lcel|ucel|xcel|nl|ched|rhed|srow)>")
 _WRAPPER = re.compile(r"</?(?:chart|otsl)>")
-_CHART_TYPES = (
-    "bar_chart", "stacked_bar_chart", "pie_chart", "line_chart", "pie", "line", "stacked_bar", "bar", "scatter_chart",
-    "dot_line", "vbar_categorical", "hbar_categorical", "flow_chart", "other",
-)  # fmt: skip
-_BEFORE = re.compile(rf"(?:\s|<loc_\d+>|</?(?:chart|otsl)>|<(?:{'|'.join(_CHART_TYPES)})>|<caption>(?P<caption>.*?)</caption>)*",
+# A box, the wrapping, a caption, and the chart's type or a picture's class (<bar_chart>, <_Chart_>): any tag but a cell code.
+_BEFORE = re.compile(rf"(?:\s|<loc_\d+>|</?(?:chart|otsl)>|<caption>(?P<caption>.*?)</caption>|(?!{_CODE.pattern})<\w{{1,40}}>)*",
                      re.DOTALL)  # fmt: skip
 _CELLS = {"fcel", "ecel", "ched", "rhed", "srow"}
 
@@ -138,7 +135,7 @@ def to_otsl(table: Table) -> str:
 
 def docling_table(table: Table) -> Any:
     """The table as docling-core's TableData."""
-    from docling_core.types.doc import TableCell, TableData
+    from docling_core.types.doc.items.table.table_data import TableCell, TableData
 
     cells = [
         TableCell(
@@ -157,7 +154,7 @@ def convert_otsl(answer: str, form: str) -> str:
     table = parse_otsl(answer)
     if form == "keep":
         return answer
-    from docling_core.types.doc import DoclingDocument
+    from docling_core.types.doc.document import DoclingDocument
 
     document = DoclingDocument(name="table")
     item = document.add_table(data=docling_table(table))

@@ -3,7 +3,8 @@
 from typing import Any
 
 from pipeline.conversation import Conversation, Reject
-from pipeline.sources.kind import Kind, Row, optional_text, pair_up, text_conversation
+from pipeline.sources.kind import Kind, Row, alternate, optional_text, text_conversation
+from pipeline.sources.turns import answered
 
 
 def convert(row: Row, *, source: str, row_id: str, options: Any) -> Conversation:
@@ -16,7 +17,10 @@ def convert(row: Row, *, source: str, row_id: str, options: Any) -> Conversation
         if not isinstance(message, dict):
             raise Reject("roles", "a message is null")
         pairs.append((optional_text(message.get("role"), "a role"), optional_text(message.get("content"), "a content")))
-    system, turns, dropped = pair_up(pairs)
+    system, raw = alternate(pairs)
+    turns, dropped = answered(raw)
+    if not turns:
+        raise Reject("no-answer", "no turn has an answer")
     origin = row.get("source")
     return text_conversation(turns, source=source, row=row_id, system=system, dropped=dropped,
                              meta={"origin": origin} if isinstance(origin, str) and origin else {})  # fmt: skip
