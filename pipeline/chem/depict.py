@@ -1,0 +1,104 @@
+"""One row of a rendered set: (canonical SMILES, which style of it) -> picture, question, answer.
+
+A pure function of the molecule, the copy number and the Job; not of the row's place, the worker or the machine.
+"""
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xxhash
+from rdkit import Chem
+
+from pipeline.chem.draw import draw, write_legend
+from pipeline.chem.edits import abbreviate, edit, label_dummies
+from pipeline.chem.effects import apply_effects
+from pipeline.chem.job import Job
+from pipeline.chem.layout import fit_canvas, lay_out
+from pipeline.chem.molecules import parse
+from pipeline.chem.png import encode_jpeg, encode_png
+from pipeline.chem.strings import Unfit
+from pipeline.chem.styles import Style, sample_style
+from pipeline.chem.surface import PixelSource
+from pipeline.chem.targets import write_prompt, write_target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """A finished row. `smiles`: what is drawn (CXSMILES where labels are kept); `image`: PNG or JPEG bytes."""
+
+    image: bytes
+    suffix: str
+    width: int
+    height: int
+    prompt: str
+    answer: str
+    smiles: str
+    atoms: int
+    style: str
+    seed: int
+
+
+def row_seed(canonical: str, copy: int, seed: int) -> int:
+    """63-bit seed of the row that shows `canonical` for the `copy`-th time."""
+    return xxhash.xxh3_64_intdigest(f"{copy} {canonical}".encode(), seed=seed & (2**64 - 1)) >> 1
+
+
+def depict(canonical: str, copy: int, job: Job, source: PixelSource) -> Drawing:
+    """Draws one row. Raises Unfit with a reason when the molecule or its edit cannot be drawn faithfully."""
+    seed = row_seed(canonical, copy, job.seed)
+    rng = random.Random(seed)
+    style = sample_style(job.style, rng)
+    smiles = edit(canonical, style, rng)
+    molecule = parse(smiles)
+    atoms = molecule.GetNumHeavyAtoms()
+    shown, drawn = _shown(molecule, smiles, style)
+    lay_out(shown, style, rng)
+    canvas = fit_canvas(shown, style, job.size)
+    pixels = draw(shown, style, canvas, job.size, source, write_legend(style, rng))
+    if _blank(pixels):
+        raise Unfit("blank", "the drawing has no ink")
+    pixels = apply_effects(pixels, style, job.size, rng)
+    quality = round(style.number("effect.jpeg"))
+    if quality:
+        image = encode_jpeg(pixels, quality=quality)
+    else:
+        image = encode_png(pixels, one_bit=style.flag("effect.scan") and not style.number("effect.noise"))
+    answer = write_target(job.target, drawn, rng)
+    if job.wrap:
+        answer = f"<{job.wrap}>{answer}</{job.wrap}>"
+    return Drawing(
+        image=image, suffix="jpg" if quality else "png", width=canvas.width, height=canvas.height,
+        prompt=write_prompt(job.prompts, job.target, rng), answer=answer, smiles=drawn, atoms=atoms,
+        style=style.to_json(), seed=seed,
+    )
+
+
+def _shown(molecule: Any, smiles: str, style: Style) -> tuple[Any, str]:
+    """The molecule that is laid out, and the SMILES that says what it shows."""
+    if style.flag("chemistry.abbreviate"):
+        condensed = abbreviate(molecule)
+        if condensed is not molecule:
+            if style.name("chemistry.abbreviation_target") == "keep":
+                smiles = Chem.MolToCXSmiles(condensed)
+            molecule = condensed
+    hydrogens = style.name("label.hydrogens")
+    if hydrogens == "all" and molecule.GetNumAtoms() <= 14:
+        molecule = Chem.AddHs(molecule)
+    elif hydrogens == "polar":
+        polar = [atom.GetIdx() for atom in molecule.GetAtoms() if atom.GetAtomicNum() in (7, 8, 16)]
+        if polar:
+            molecule = Chem.AddHs(molecule, onlyOnAtoms=polar)
+    if "*" in smiles:
+        label_dummies(molecule)
+    return molecule, smiles
+
+
+def _blank(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> bool:
+    """Whether no pixel differs from the corner's; a coarse grid is tried first, the whole only when that is even."""
+    corner = pixels[0, 0]
+    coarse = pixels[:: max(1, pixels.shape[0] // 128), :: max(1, pixels.shape[1] // 128)]
+    return bool((coarse == corner).all()) and bool((pixels == corner).all())
+
+

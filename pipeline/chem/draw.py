@@ -1,0 +1,155 @@
+"""One molecule drawn by RDKit on a cairo canvas, as pixels: gray where the style has no colour, else RGB."""
+
+import random
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rdkit import RDConfig
+from rdkit.Chem.Draw import rdMolDraw2D
+
+from pipeline.chem.layout import UNIT_BOND, Canvas
+from pipeline.chem.styles import Style
+from pipeline.chem.surface import PixelSource
+
+Pixels = NDArray[np.uint8]
+Colour = tuple[float, float, float]
+
+_FONT_FILES = {
+    "telex": "BuiltinTelexRegular",
+    "roboto": "BuiltinRobotoRegular",
+    "comic-neue": str(Path(RDConfig.RDDataDir) / "Fonts" / "ComicNeue-Regular.ttf"),
+    "sans": str(resources.files("pipeline.data") / "fonts" / "ChemSans.ttf"),
+    "serif": str(resources.files("pipeline.data") / "fonts" / "ChemSerif.ttf"),
+}
+_BACKGROUNDS: dict[str, Colour] = {
+    "white": (1.0, 1.0, 1.0),
+    "grey": (0.94, 0.94, 0.94),
+    "paper": (0.985, 0.98, 0.96),
+    "cream": (1.0, 0.965, 0.89),
+    "sky": (0.91, 0.95, 1.0),
+    "night": (0.08, 0.09, 0.12),
+}
+_PASTEL: dict[int, Colour] = {
+    -1: (0.25, 0.25, 0.3), 1: (0.45, 0.45, 0.5), 7: (0.35, 0.45, 0.8), 8: (0.85, 0.4, 0.4), 9: (0.3, 0.65, 0.5),
+    15: (0.8, 0.55, 0.25), 16: (0.7, 0.6, 0.2), 17: (0.35, 0.65, 0.35), 35: (0.6, 0.35, 0.3), 53: (0.5, 0.35, 0.65),
+}
+_INK: dict[int, Colour] = {-1: (0.07, 0.13, 0.42)}
+_WHITE_INK: dict[int, Colour] = {-1: (0.93, 0.93, 0.9)}
+_BLACK: Colour = (0.0, 0.0, 0.0)
+
+
+def is_gray(style: Style) -> bool:
+    """Whether every pixel has equal red, green and blue."""
+    return style.name("colour.palette") == "black" and style.name("colour.background") in ("white", "grey")
+
+
+def draw(molecule: Any, style: Style, canvas: Canvas, size: int, source: PixelSource, legend: str = "") -> Pixels:
+    """Pixels of a laid-out molecule: uint8 [height, width] when `is_gray(style)`, else [height, width, 3] RGB."""
+    drawer = _open_drawer(molecule, style, canvas, size)
+    drawer.DrawMolecule(prepare(molecule, style), legend=legend)
+    drawer.FinishDrawing()
+    pixels = source.bgrx(drawer, canvas.width, canvas.height)
+    if is_gray(style):
+        # green stands for all three; a 32-bit read cut to its low byte is three times as fast as a strided copy, and
+        # the low byte is blue, the same value
+        if pixels.strides[1] == 4 and pixels.strides[2] == 1 and pixels.strides[0] % 4 == 0:
+            wide: NDArray[np.uint32] = np.frombuffer(_base(pixels), dtype=np.uint32).reshape(canvas.height, -1)
+            return wide[:, : canvas.width].astype(np.uint8)
+        return np.ascontiguousarray(pixels[:, :, 0])
+    rgb = np.empty((canvas.height, canvas.width, 3), dtype=np.uint8)
+    for channel in range(3):
+        rgb[:, :, channel] = pixels[:, :, 2 - channel]
+    return rgb
+
+
+def prepare(molecule: Any, style: Style) -> Any:
+    """The molecule as the drawer is to take it: wedges set, aromatic rings Kekulé or dashed."""
+    return rdMolDraw2D.PrepareMolForDrawing(
+        molecule, kekulize=style.name("bond.kekule") == "yes", addChiralHs=True, wedgeBonds=True, forceCoords=False
+    )
+
+
+def write_legend(style: Style, rng: random.Random) -> str:
+    """A caption as papers and catalogues have them; it never says anything about the molecule."""
+    kind = style.name("legend.text")
+    number = 1 + int(rng.random() * 99)
+    letter = "abcdefgh"[int(rng.random() * 8)]
+    if kind == "none":
+        return ""
+    if kind == "number":
+        return (f"{number}", f"({number})", f"{number}{letter}", f"[{number}]")[int(rng.random() * 4)]
+    if kind == "letter":
+        return f"({letter})"
+    if kind == "name":
+        stem = ("Compound", "Cpd.", "Example", "Ex.", "Intermediate", "Formula")[int(rng.random() * 6)]
+        return f"{stem} {number}"
+    first = ("Figure", "Scheme", "Fig.", "Structure")[int(rng.random() * 4)]
+    second = ("Structure of compound", "The parent compound", "Product of step", "Starting material")
+    return f"{first} {number}. {second[int(rng.random() * 4)]} {1 + int(rng.random() * 9)}{letter}"
+
+
+def _open_drawer(molecule: Any, style: Style, canvas: Canvas, size: int) -> Any:
+    drawer = rdMolDraw2D.MolDraw2DCairo(canvas.width, canvas.height)
+    options = drawer.drawOptions()
+    options.includeMetadata = False  # else the PNG of the public route carries the molecule: the answer
+    options.prepareMolsBeforeDrawing = False
+    unit = size / 1024
+    _colours(options, style)
+    options.padding = style.number("canvas.padding")
+    options.fixedBondLength = canvas.longest_bond / UNIT_BOND
+    options.bondLineWidth = max(0.8, style.number("bond.width") * canvas.bond)
+    options.scaleBondWidth = False
+    options.multipleBondOffset = style.number("bond.gap")
+    options.singleColourBonds = style.flag("bond.one_colour")
+    options.fontFile = _FONT_FILES[style.name("label.font")]
+    options.baseFontSize = style.number("label.size") * UNIT_BOND
+    options.minFontSize = max(6, round(10 * unit))
+    options.maxFontSize = -1
+    options.additionalAtomLabelPadding = style.number("label.padding")
+    options.explicitMethyl = style.flag("label.methyl")
+    options.atomLabelDeuteriumTritium = style.flag("label.deuterium")
+    options.addStereoAnnotation = style.flag("stereo.cip")
+    options.unspecifiedStereoIsUnknown = style.flag("stereo.unknown")
+    options.addAtomIndices = style.flag("notes.atom_numbers")
+    options.addBondIndices = style.flag("notes.bond_numbers")
+    options.annotationFontScale = style.number("notes.scale")
+    options.dummiesAreAttachments = style.flag("chemistry.attachments") and not style.flag("chemistry.r_groups")
+    options.legendFontSize = max(8, round(34 * unit))
+    options.legendFraction = 0.08
+    # RDKit marks atoms that nearly touch with a coloured box: a developer's aid, not part of a drawing
+    options.flagCloseContactsDist = -1
+    return drawer
+
+
+def _colours(options: Any, style: Style) -> None:
+    palette, background = style.name("colour.palette"), style.name("colour.background")
+    night = background == "night"
+    if night:
+        rdMolDraw2D.SetDarkMode(options)
+    line = (0.93, 0.93, 0.9) if night else _BLACK
+    if palette == "black" and not night:
+        options.useBWAtomPalette()
+    elif palette in ("black", "ink") and night:
+        options.setAtomPalette(_WHITE_INK)
+    elif palette == "avalon" and not night:
+        options.useAvalonAtomPalette()
+    elif palette == "cdk" and not night:
+        options.useCDKAtomPalette()
+    elif palette == "pastel" and not night:
+        options.setAtomPalette(_PASTEL)
+    elif palette == "ink":
+        options.setAtomPalette(_INK)
+        line = _INK[-1]
+    options.setBackgroundColour(_BACKGROUNDS[background])
+    for setter in ("Legend", "Annotation", "AtomNote", "BondNote", "Symbol", "Query", "VariableAttachment"):
+        getattr(options, f"set{setter}Colour")(line)
+
+
+def _base(pixels: Pixels) -> Any:
+    base = pixels
+    while isinstance(base.base, np.ndarray):
+        base = base.base
+    return base

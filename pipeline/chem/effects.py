@@ -1,0 +1,93 @@
+"""Pixel effects after drawing: low resolution, blur, noise, stray lines, dust, one-bit scans.
+
+They cost more than the drawing (10 ms for a blur at 1024x1024), so a preset gives them to a stated share of rows.
+Everything is integer or float32 numpy and Pillow, from a seeded generator: the same pixels everywhere.
+"""
+
+import random
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.chem.styles import Style
+
+Pixels = NDArray[np.uint8]
+
+
+def apply_effects(pixels: Pixels, style: Style, size: int, rng: random.Random) -> Pixels:
+    """uint8 [h, w] or [h, w, 3] -> the same shape (a scan gives 0 and 255 in [h, w]). `size`: the nominal side."""
+    unit = size / 1024
+    lines, reduce = style.name("effect.lines"), style.number("effect.reduce")
+    blur, noise = style.number("effect.blur") * unit, style.number("effect.noise")
+    speckle, scan = style.number("effect.speckle"), style.flag("effect.scan")
+    if lines == "none" and reduce <= 1 and not blur and not noise and not speckle and not scan:
+        return pixels
+    generator = np.random.Generator(np.random.PCG64(rng.getrandbits(64)))
+    if lines != "none":
+        pixels = _stray(pixels.copy(), lines, unit, rng)
+    if reduce > 1:
+        pixels = _reduce(pixels, reduce, scan)
+    if blur:
+        pixels = _blur(pixels, blur)
+    if scan:
+        pixels = _threshold(pixels, generator)
+    if noise:
+        field = generator.standard_normal(pixels.shape[:2], dtype=np.float32) * np.float32(noise)
+        if pixels.ndim == 3:
+            field = field[:, :, None]
+        pixels = np.clip(np.rint(pixels.astype(np.float32) + field), 0, 255).astype(np.uint8)
+    if speckle:
+        pixels = _speckle(pixels, speckle, generator)
+    return pixels
+
+
+def _stray(pixels: Pixels, kind: str, unit: float, rng: random.Random) -> Pixels:
+    height, width = pixels.shape[:2]
+    thick = max(1, round((1.5 + 2.5 * rng.random()) * unit))
+    inset = int(rng.random() * 0.012 * min(width, height))
+    near = inset + thick
+    bars: list[tuple[slice, slice]] = [
+        (slice(inset, near), slice(inset, width - inset)), (slice(height - near, height - inset), slice(inset, width - inset)),
+        (slice(inset, height - inset), slice(inset, near)), (slice(inset, height - inset), slice(width - near, width - inset)),
+    ]
+    # a rule runs along one edge, where the margin is: across the molecule it would read as a bond
+    for bar in bars if kind == "frame" else [bars[int(rng.random() * 4)]]:
+        pixels[bar] = 0
+    return pixels
+
+
+def _reduce(pixels: Pixels, factor: float, scan: bool) -> Pixels:
+    from PIL import Image
+
+    height, width = pixels.shape[:2]
+    small = (max(8, round(width / factor)), max(8, round(height / factor)))
+    image = Image.fromarray(pixels).resize(small, Image.Resampling.BOX)
+    return np.asarray(image.resize((width, height), Image.Resampling.NEAREST if scan else Image.Resampling.BILINEAR))
+
+
+def _blur(pixels: Pixels, radius: float) -> Pixels:
+    from PIL import Image, ImageFilter
+
+    return np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(radius)))
+
+
+def _threshold(pixels: Pixels, generator: np.random.Generator) -> Pixels:
+    """One bit: dark where gray lies below a level of the sheet's own, ragged where an edge pixel is in between."""
+    from PIL import Image
+
+    gray = pixels if pixels.ndim == 2 else np.asarray(Image.fromarray(pixels).convert("L"))
+    level = int(generator.integers(96, 200))
+    out = np.where(gray < level, np.uint8(0), np.uint8(255))
+    rows, columns = np.nonzero((gray > 8) & (gray < 247))
+    wobble = generator.integers(-40, 41, rows.size)
+    out[rows, columns] = np.where(gray[rows, columns] + wobble < level, 0, 255)
+    return out
+
+
+def _speckle(pixels: Pixels, share: float, generator: np.random.Generator) -> Pixels:
+    height, width = pixels.shape[:2]
+    count = int(height * width * share)
+    out = pixels.copy()
+    rows, columns = generator.integers(0, height, count), generator.integers(0, width, count)
+    out[rows, columns] = 255 - out[rows, columns]
+    return out

@@ -1,0 +1,76 @@
+"""Two-dimensional coordinates, turned, mirrored and jittered as the style asks, and the canvas they need.
+
+Turning coordinates costs microseconds; turning pixels costs 24 ms at 1024x1024.
+"""
+
+import math
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rdkit.Chem import rdCoordGen, rdDepictor
+from rdkit.Geometry import Point3D
+
+from pipeline.chem.strings import Unfit
+from pipeline.chem.styles import Style
+
+UNIT_BOND = 1.5  # RDKit's depictions have bonds of 1.5 units
+_LABEL_MARGIN = 0.9  # units that labels at the rim may add, both sides together
+_LEAST_SIDE = 48  # pixels of a picture of 1024: a crop or a natural canvas is never thinner
+
+
+@dataclass(frozen=True, kw_only=True)
+class Canvas:
+    """Picture size in pixels, the estimated length of a bond in it, and the cap on bonds that RDKit is given."""
+
+    width: int
+    height: int
+    bond: float
+    longest_bond: float
+
+
+def lay_out(molecule: Any, style: Style, rng: random.Random) -> None:
+    """Gives the molecule its conformer, in place. Raises Unfit("layout") when a coordinate is not finite."""
+    if style.name("layout.engine") == "coordgen":
+        rdCoordGen.AddCoords(molecule)
+    else:
+        rdDepictor.Compute2DCoords(molecule)
+    angle = math.radians(style.number("layout.rotation") + style.number("effect.skew"))
+    mirror = -1.0 if style.flag("layout.mirror") else 1.0
+    jitter = style.number("layout.jitter") * UNIT_BOND
+    conformer = molecule.GetConformer()
+    if angle or mirror < 0 or jitter:
+        cos, sin = math.cos(angle), math.sin(angle)
+        for index in range(molecule.GetNumAtoms()):
+            point = conformer.GetAtomPosition(index)
+            x, y = point.x * mirror, point.y
+            if jitter:
+                x += jitter * (2 * rng.random() - 1)
+                y += jitter * (2 * rng.random() - 1)
+            conformer.SetAtomPosition(index, Point3D(cos * x - sin * y, sin * x + cos * y, 0.0))
+    if not np.isfinite(conformer.GetPositions()).all():
+        raise Unfit("layout", "the layout gave coordinates that are not finite")
+
+
+def fit_canvas(molecule: Any, style: Style, size: int) -> Canvas:
+    """The picture's size for a laid-out molecule: at most `size` a side."""
+    positions = molecule.GetConformer().GetPositions()[:, :2]
+    extent = positions.max(axis=0) - positions.min(axis=0) + _LABEL_MARGIN
+    unit = size / 1024
+    longest = style.number("canvas.bond") * unit
+    inside = 1 - 2 * style.number("canvas.padding")
+    mode = style.name("canvas.mode")
+    least = max(16, round(_LEAST_SIDE * unit))
+    if mode == "square":
+        width = height = size
+    elif mode == "crop":
+        ratio = extent / extent.max()
+        width, height = (max(least, min(size, round(size * float(share)))) for share in ratio)
+    else:
+        wanted = extent * longest / UNIT_BOND / inside
+        shrink = min(1.0, size / float(wanted.max()))
+        width, height = (max(least, min(size, math.ceil(float(side) * shrink))) for side in wanted)
+    scale = min(width * inside / float(extent[0]), height * inside / float(extent[1]), longest / UNIT_BOND)
+    return Canvas(width=width, height=height, bond=scale * UNIT_BOND, longest_bond=longest)
+
