@@ -6,6 +6,7 @@ recipe's modes plus BYTES_PER_TOKEN bytes of text a token; hours come from `pipe
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,16 @@ def _source(plan: Plan, spec: SourceSpec, got: SourcePlan, raw: Path) -> dict[st
         "text_bytes": text}
 
 
-def make_report(plan: Plan, *, raw: Path, out: Path, origin: str, speed: Speed) -> dict[str, Any]:
-    """All numbers of a plan as one JSON object. Bytes are bytes, shares go from 0 to 1, hours are hours of this machine."""
+def make_report(plan: Plan, *, raw: Path, out: Path, keeps_raw: bool, speed: Speed,
+                to_convert: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """All numbers of a plan as one JSON object. Bytes are bytes, shares go from 0 to 1, hours are hours of this machine.
+
+    keeps_raw: whether files are fetched to `raw` (else row groups are read from the hub). to_convert: bytes to fetch of
+    the sources that are converted, by name.
+    """
     sources = [_source(plan, spec, got, raw) for spec, got in zip(plan.recipe.sources, plan.sources, strict=True)]
+    for source in sources:
+        source["fetch_bytes"] += (to_convert or {}).get(source["name"], 0)
     totals = {key: sum(source[key] for source in sources)
               for key in ("available", "quota", "rows", "blocks", "files", "fetch_bytes", "bytes", "images", "tokens")}
     samples = sum(source["rows"] * source["repeats"] for source in sources)
@@ -70,9 +78,9 @@ def make_report(plan: Plan, *, raw: Path, out: Path, origin: str, speed: Speed) 
     specs = {spec.name: spec for spec in plan.recipe.sources}
     return {
         "recipe": plan.recipe.name, "fraction": plan.recipe.fraction, "seed": plan.recipe.seed, "plan": plan.id,
-        "origin": origin, "seq_len": plan.recipe.seq_len, "shards": len(plan.shards), "samples": samples,
+        "keeps_raw": keeps_raw, "seq_len": plan.recipe.seq_len, "shards": len(plan.shards), "samples": samples,
         "sources": sources, "totals": totals, "shares": _shares(sources),
-        "disk": {"fetch_bytes": totals["fetch_bytes"] if origin == "raw" else 0,
+        "disk": {"fetch_bytes": totals["fetch_bytes"] if keeps_raw else 0,
                  "read_bytes": totals["bytes"], "shard_bytes": shard_bytes,
                  "raw_free_bytes": shutil.disk_usage(nearest_folder(raw)).free,
                  "out_free_bytes": shutil.disk_usage(nearest_folder(out)).free,
@@ -117,6 +125,10 @@ def _notes(sources: list[dict[str, Any]], specs: dict[str, SourceSpec]) -> list[
     return notes
 
 
+def _time(hours: float) -> str:
+    return f"{hours:,.1f} hours" if hours >= 1 else f"{hours * 60:,.1f} minutes"
+
+
 def _gb(size: float) -> str:
     return f"{size / 1e9:,.1f}" if size >= 1e8 else f"{size / 1e9:.3f}"
 
@@ -144,9 +156,8 @@ def format_report(report: dict[str, Any]) -> str:
     lines += ["", f"disk   {_gb(disk['fetch_bytes'])} GB to fetch, about {_gb(disk['shard_bytes'])} GB of shards; free: "
               f"{_gb(disk['raw_free_bytes'])} GB for raw, {_gb(disk['out_free_bytes'])} GB for shards"
               + (" (the same disk)" if disk["same_disk"] else "") + ("" if enough_disk(report) else ": NOT ENOUGH")]
-    if report["origin"] == "hub":
-        lines.append(f"       --from hub reads {_gb(disk['read_bytes'])} GB of row groups and keeps no raw copy")
-    lines += [f"time   about {hours['build']:,.2f} hours to build on {hours['cores']} cores, fetching apart "
+    lines.append(f"       build-shards --from hub reads {_gb(disk['read_bytes'])} GB of row groups and keeps no raw copy")
+    lines += [f"time   about {_time(hours['build'])} to build on {hours['cores']} cores, fetching apart "
               f"({hours['core_seconds']:,.0f} core seconds, measured on this machine just now)",
               f"shards {report['shards']:,}, {report['samples']:,} samples of at most {report['seq_len']:,} tokens", "",
               f"{'against DeepSeek-OCR':20} {'its size':>11} {'FineVision':>11} {'recipe':>10} {'gap':>7} "

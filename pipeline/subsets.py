@@ -19,6 +19,10 @@ from pipeline.recipe import FINEVISION, RecipeError, nearest
 PATIENCE = Retry(tries=4)   # a listing is not worth minutes of waiting
 
 
+class UnknownSubset(RecipeError):
+    """A name that is no subset; the message has the nearest that are."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Subset:
     """One config of FineVision. rows and gb are None where unknown; `deepseek` as in pipeline.gap, "" for none."""
@@ -44,10 +48,10 @@ def shipped_table() -> dict[str, Subset]:
 
 
 def check_names(names: Iterable[str], known: Sequence[str], what: str = "subset") -> None:
-    """Raises RecipeError for the first name that is not known, with the nearest that are."""
+    """Raises UnknownSubset for the first name that is not known, with the nearest that are."""
     for name in names:
         if name not in known:
-            raise RecipeError(f"no {what} {name!r}{nearest(name, list(known))}")
+            raise UnknownSubset(f"no {what} {name!r}{nearest(name, list(known))}")
 
 
 def refresh(policy: Retry = PATIENCE) -> dict[str, Subset]:

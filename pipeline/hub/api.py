@@ -94,15 +94,18 @@ def _entry(entry: Any) -> HubFile | None:
                    git_sha1=oid if sha256 is None and re.fullmatch(r"[0-9a-f]{40}", oid) else None)
 
 
-def list_files(repo: str, folder: str = "", revision: str = "main", *, policy: Retry = DEFAULT) -> list[HubFile]:
+def list_files(repo: str, folder: str = "", revision: str = "main", *, recursive: bool = True,
+               policy: Retry = DEFAULT) -> list[HubFile]:
     """All files below `folder` (the whole repository when empty) at `revision`, sorted by path, pages followed.
+
+    Not `recursive`: those directly in it.
 
     Raises HubError when the repository, revision or folder does not exist.
     """
     check_repo(repo)
     url: str | None = client.api_url(repo, "tree")
     url = f"{url}/{quote(revision, safe='')}" + (f"/{quote(folder.strip('/'))}" if folder else "")
-    url += "?recursive=true"
+    url += f"?recursive={str(recursive).lower()}"
     files: dict[str, HubFile] = {}
     seen: set[str] = set()
     while url is not None:

@@ -1,0 +1,180 @@
+"""Fetches just what a recipe takes: the plan is made from footers on the hub, then the files that hold its blocks come.
+
+Everything of a repository comes from one commit, pinned in raw/.pipeline at the first run and kept until `update`; the
+listing and footers of each set are kept beside it (pipeline.known), so the build plans the same blocks offline. The
+README of each repository is fetched too: its licence and attribution belong to the data card.
+
+A source that is not parquet (a zip, tarballs, local JSONL) is then converted to raw/local/NAME (pipeline.convert); the
+hub files that needs are fetched whole, for their rows are known only afterwards.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from pipeline.convert import CONVERTERS, Converted, convert
+from pipeline.footers import FileRef, read_footers
+from pipeline.hub.api import HubFile, list_files, resolve_revision
+from pipeline.hub.fetch import Outcome, Want, bring_all
+from pipeline.hub.record import Record, load_record
+from pipeline.hub.retry import DEFAULT, HubError, Retry
+from pipeline.known import save_known
+from pipeline.plan import Plan, make_plan, options_of, source_refs
+from pipeline.recipe import FINEVISION, Recipe, RecipeError, SourceSpec, load_recipe, nearest, shipped
+from pipeline.sources import KINDS
+from pipeline.subsets import shipped_table
+
+CONNECTIONS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """How a caller follows a run: `stage(name, total, unit)` begins one, `step(n)` advances it."""
+
+    stage: Callable[[str, int, str], None] = lambda name, total, unit: None
+    step: Callable[[int], None] = lambda n: None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fetched:
+    """What a run came to. `plan` is None when the recipe takes nothing from the hub."""
+
+    plan: Plan | None = None
+    outcomes: tuple[Outcome, ...] = ()
+    converted: dict[str, Converted] = field(default_factory=dict)
+    revisions: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def files(self, how: str) -> list[Outcome]:
+        """The files that were "fetched", "reused", "present" or "failed"."""
+        return [outcome for outcome in self.outcomes if outcome.how == how]
+
+
+def subset_recipe(names: Sequence[str]) -> Recipe:
+    """A recipe of whole sets by name: FineVision subsets, or sources that a shipped recipe names.
+
+    Raises RecipeError for a name that neither knows and the hub does not have, with the nearest.
+    """
+    table = shipped_table()
+    others = {source.name: source for recipe in shipped() for source in load_recipe(recipe).sources
+              if source.repo != FINEVISION}
+    sources = []
+    for name in names:
+        if name in others and name not in table:
+            sources.append(replace(others[name], quota=None))
+            continue
+        if name not in table and not _is_folder(name):
+            raise RecipeError(f"no subset {name!r}{nearest(name, [*table, *others])}")
+        bucket = table[name].bucket if name in table else "general vision"
+        sources.append(SourceSpec(name=name, folder=name, bucket=bucket))
+    return Recipe(name="subsets", sources=tuple(sources))
+
+
+def _is_folder(name: str) -> bool:
+    """Whether the hub has a FineVision subset that the shipped table does not know yet."""
+    try:
+        return bool(list_files(FINEVISION, name, policy=Retry(tries=3)))
+    except HubError:
+        return False
+
+
+def pin(raw: Path, repos: Sequence[str], update: bool, policy: Retry) -> dict[str, Record]:
+    """The record of each repository with its revision pinned (anew if `update`)."""
+    records = {}
+    for repo in repos:
+        record = load_record(raw, repo)
+        if update or not record.revision:
+            record.pin(resolve_revision(repo, policy=policy))
+        record.save()
+        records[repo] = record
+    return records
+
+
+def origin_of(source: SourceSpec) -> str | None:
+    """The hub repository that a source needs files of; None for rendered and local ones."""
+    if source.converted:
+        return None if source.path is not None else KINDS[source.kind].origin
+    return source.repo if source.on_hub else None
+
+
+def conversion_files(source: SourceSpec, repo: str, revision: str, policy: Retry = DEFAULT) -> list[HubFile]:
+    """The hub files that a source is converted from."""
+    files = []
+    for name in CONVERTERS[_converter(source)].files:
+        folder = name.rstrip("/") if name.endswith("/") else name.rpartition("/")[0]
+        found = [file for file in list_files(repo, folder, revision, recursive=name.endswith("/"), policy=policy)
+                 if name.endswith("/") or file.path == name]
+        if not found:
+            raise HubError(f"{repo} has no {name} at {revision}: {source.name} cannot be converted")
+        files += found
+    return files
+
+
+def _converter(source: SourceSpec) -> str:
+    return KINDS[source.kind].converter or "jsonl"
+
+
+def local_input(source: SourceSpec, recipe: Recipe, raw: Path) -> Path:
+    """Where a source's `path` is: absolute, beside the recipe's file, or below raw. Raises RecipeError when nowhere."""
+    assert source.path is not None
+    places = [base / source.path for base in (recipe.home, raw) if base is not None]
+    for place in places:
+        if place.exists():
+            return place
+    raise RecipeError(f"[sources.{source.name}] path = {source.path!r}: there is no " + " nor ".join(map(str, places)))
+
+
+def download(recipe: Recipe, *, raw: Path, connections: int = CONNECTIONS, snapshots: Sequence[Path] = (), workers: int = 1,
+             update: bool = False, policy: Retry = DEFAULT, watch: Watch = Watch()) -> Fetched:
+    """Brings to `raw` every file that `recipe` takes and converts what is not parquet, with `workers` processes.
+
+    Files that cannot be had are among the outcomes. Raises HubError when the hub cannot be asked at all, NoSpace (one
+    of them) when the disk is too small, MissingSetsError when a set is not on the hub, RecipeError for a wrong name,
+    ValueError when a conversion's input cannot be read.
+    """
+    start = time.monotonic()
+    local = {source.name: local_input(source, recipe, raw) for source in recipe.sources if source.path is not None}
+    records = pin(raw, sorted({repo for source in recipe.sources if (repo := origin_of(source))}), update, policy)
+    parquet = tuple(source for source in recipe.sources if source.on_hub)
+    plan = _plan_parquet(replace(recipe, sources=parquet), raw, policy, watch) if parquet else None
+    wants = [_want(file.ref) for file in plan.files] if plan else []
+    for source in recipe.sources:
+        if source.converted and (repo := origin_of(source)):
+            wants += [Want(repo=repo, revision=records[repo].revision, file=file)
+                      for file in conversion_files(source, repo, records[repo].revision, policy)]
+    for repo, record in records.items():
+        wants += [Want(repo=repo, revision=record.revision, file=file)
+                  for file in list_files(repo, "", record.revision, recursive=False, policy=policy)
+                  if file.path == "README.md"]
+    wants = list({(want.repo, want.file.path): want for want in wants}.values())
+    watch.stage("download", sum(want.file.size for want in wants), "B")
+    outcomes = bring_all(wants, raw, records, connections=connections, snapshots=snapshots, policy=policy,
+                         progress=watch.step)
+    incomplete = {outcome.want.repo for outcome in outcomes if outcome.how == "failed"}
+    converted = {}
+    for source in recipe.sources:
+        if source.converted and (repo := origin_of(source)) not in incomplete:
+            folder = local[source.name] if repo is None else raw / repo
+            converted[source.name] = convert(_converter(source), folder, raw / source.root, name=source.name,
+                                             options=options_of(source), workers=workers)
+    return Fetched(plan=plan, outcomes=tuple(outcomes), converted=converted, seconds=time.monotonic() - start,
+                   revisions={repo: record.revision for repo, record in records.items()})
+
+
+def _plan_parquet(recipe: Recipe, raw: Path, policy: Retry, watch: Watch) -> Plan:
+    """Reads the footers of every file of the recipe's sets on the hub, keeps them below raw, and plans."""
+    listings = [source_refs(source, raw, "hub") for source in recipe.sources]
+    refs: list[FileRef] = [ref for _, found in listings for ref in found]
+    watch.stage("footers", len(refs), "file")
+    footers = iter(read_footers(refs, policy=policy, progress=watch.step))
+    for source, (revision, found) in zip(recipe.sources, listings, strict=True):
+        read = [next(footers) for _ in found]
+        if found:
+            save_known(raw, source.prefix, source.repo, revision, found, read)
+    return make_plan(recipe, raw=raw, origin="hub")
+
+
+def _want(ref: FileRef) -> Want:
+    return Want(repo=ref.repo, revision=ref.revision,
+                file=HubFile(path=ref.path, size=ref.size, sha256=ref.sha256 or None))
