@@ -38,6 +38,9 @@ from pipeline.tokens import Tokenizer
 from shards import FORMAT_VERSION
 
 Origin = Literal["raw", "hub"]
+# why a plan leaves a row out (pipeline.dedup) -> the detail that its reject line gives
+SKIP_REASONS = {"duplicate": "an earlier row has the same images and text",
+                "contaminated": "the sha256 of one of its images is on the decontamination list"}
 
 
 class MissingSetsError(ValueError):
@@ -116,7 +119,7 @@ class Plan:
     shards: tuple[tuple[Block, ...], ...]
     tokenizer: str = ""  # sha256 of its tokenizer.json
     versions: Mapping[str, str] = field(default_factory=dict)
-    skips: Mapping[str, Sequence[int]] = field(default_factory=dict)  # file name -> rows left out by dedup or decontamination
+    skips: Mapping[int, Mapping[str, Sequence[int]]] = field(default_factory=dict)  # file -> reason (SKIP_REASONS) -> rows left out
 
     def identity(self) -> dict[str, Any]:
         """Everything that the bytes depend on, part by part, as JSON."""
@@ -181,8 +184,7 @@ def file_name(ref: FileRef) -> str:
 
 
 def make_plan(recipe: Recipe, *, raw: Path, origin: Origin = "raw", tokenizer: Tokenizer | None = None,
-              allow_missing: bool = False, skips: Mapping[str, Sequence[int]] | None = None,
-              progress: Callable[[int], None] = lambda n: None) -> Plan:
+              allow_missing: bool = False, progress: Callable[[int], None] = lambda n: None) -> Plan:
     """Plan a build from footers below `raw` or on the hub. Raises MissingSetsError; HubError when the hub fails."""
     revisions, refs, missing = [], [], {}
     for source in recipe.sources:
@@ -190,7 +192,7 @@ def make_plan(recipe: Recipe, *, raw: Path, origin: Origin = "raw", tokenizer: T
         revisions.append(revision)
         refs.append(found)
         if not found:
-            if source.repo == FINEVISION:
+            if source.on_hub and source.repo == FINEVISION:
                 check_names([source.folder or ""], list(shipped_table()))   # a wrong name is not a missing set
             missing[source.name] = f"no {source.prefix}*.parquet " + ("on the hub" if origin == "hub" and source.on_hub
                                                                       else f"below {raw}")
@@ -226,7 +228,7 @@ def make_plan(recipe: Recipe, *, raw: Path, origin: Origin = "raw", tokenizer: T
     return Plan(
         recipe=recipe, files=tuple(files[i] for i in used), bad_files=tuple(bad), missing=tuple(missing),
         sources=tuple(_renumber(source, place) for source in sources), shards=deal(recipe, taken, sources),
-        tokenizer=tokenizer.sha256 if tokenizer else "", versions=versions(), skips=skips or {})
+        tokenizer=tokenizer.sha256 if tokenizer else "", versions=versions())
 
 
 def make_command(recipe: Recipe, source: SourceSpec, raw: Path) -> str:
