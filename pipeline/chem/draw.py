@@ -92,8 +92,8 @@ def write_legend(style: Style, rng: random.Random) -> str:
 
 
 def _open_drawer(molecule: Any, style: Style, canvas: Canvas, size: int) -> Any:
-    drawer = rdMolDraw2D.MolDraw2DCairo(canvas.width, canvas.height)
-    options = drawer.drawOptions()
+    drawer: Any = rdMolDraw2D.MolDraw2DCairo(canvas.width, canvas.height)
+    options: Any = drawer.drawOptions()
     options.includeMetadata = False  # else the PNG of the public route carries the molecule: the answer
     options.prepareMolsBeforeDrawing = False
     unit = size / 1024

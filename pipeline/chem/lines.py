@@ -5,11 +5,10 @@ like any other unfit line; bytes that are no text come out as they are.
 """
 
 import bz2
-import contextlib
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 MAX_LINE = 1 << 16
 _BLOCK = 1 << 20
@@ -21,24 +20,23 @@ class BrokenFile(ValueError):
 
 def open_lines(path: Path) -> Iterator[bytes]:
     """Every line of the file without its line end, empty ones too. Raises BrokenFile."""
-    with contextlib.closing(read_blocks(path)) as blocks:
-        rest = b""
-        skipping = False
-        for block in blocks:
-            lines = (rest + block).split(b"\n")
-            rest = lines.pop()
-            for line in lines:
-                if skipping:
-                    skipping = False
-                    continue
-                yield line.rstrip(b"\r")[:MAX_LINE]
-            if len(rest) > MAX_LINE:
-                if not skipping:
-                    yield rest[:MAX_LINE]
-                    skipping = True
-                rest = b""
-        if rest and not skipping:
-            yield rest.rstrip(b"\r")
+    rest = b""
+    skipping = False
+    for block in read_blocks(path):
+        lines = (rest + block).split(b"\n")
+        rest = lines.pop()
+        for line in lines:
+            if skipping:
+                skipping = False
+                continue
+            yield line.rstrip(b"\r")[:MAX_LINE]
+        if len(rest) > MAX_LINE:
+            if not skipping:
+                yield rest[:MAX_LINE]
+                skipping = True
+            rest = b""
+    if rest and not skipping:
+        yield rest.rstrip(b"\r")
 
 
 def count_lines(path: Path) -> int:
@@ -70,7 +68,8 @@ def _decompressed(file: IO[bytes], magic: bytes) -> IO[bytes]:
     if magic[:2] == b"\x1f\x8b":
         from isal import igzip
 
-        stream: IO[bytes] = igzip.GzipFile(fileobj=file, mode="rb")
+        opened: Any = igzip
+        stream: IO[bytes] = opened.GzipFile(fileobj=file, mode="rb")
         return stream
     return bz2.BZ2File(file) if magic[:3] == b"BZh" else file
 

@@ -13,7 +13,7 @@ _TOKEN = re.compile(r"\[[^\[\]]{1,64}\]|Br|Cl|[BCNOPSFIbcnops*]|%\d\d|%\(\d{1,5}
 _HYDROGEN = re.compile(r"\[\d*H[+-]?\d*(?::\d+)?\]")
 _DUMMY = re.compile(r"\*|\[\d*\*[^\]]*\]")
 _UNDRAWN_STEREO = re.compile(r"@(?:SP|TB|OH|AL|TH)\d")
-ORGANIC = frozenset("H B C N O F Si P S Cl Se Br I".split())
+ORGANIC = frozenset(("H", "B", "C", "N", "O", "F", "Si", "P", "S", "Cl", "Se", "Br", "I"))
 
 
 class Unfit(Exception):

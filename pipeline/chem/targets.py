@@ -33,7 +33,8 @@ def write_target(name: str, smiles: str, rng: random.Random) -> str:
         rng.shuffle(order)
         return str(Chem.MolToSmiles(Chem.RenumberAtoms(molecule, order), canonical=False))
     if name == "inchi":
-        text = str(Chem.MolToInchi(_molecule(smiles)))
+        inchi: Any = Chem.MolToInchi
+        text = str(inchi(_molecule(smiles)))
         if not text:
             raise Unfit("target", "InChI cannot be written for it")
         return text

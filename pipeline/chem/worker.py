@@ -34,13 +34,13 @@ def main() -> None:
     setup = _read(tasks)
     if setup is None:
         return
-    from rdkit import RDLogger, rdBase
+    from rdkit import rdBase
 
-    import pipeline.chem.depict  # before the memory limit and the "ready", not inside the first row
+    import pipeline.chem.depict  # noqa: F401  before the memory limit and the "ready", not inside the first row
     from pipeline.chem.job import Job
     from pipeline.chem.surface import open_pixel_source
 
-    RDLogger.DisableLog("rdApp.*")
+    rdBase.DisableLog("rdApp.*")
     job, source = Job.from_json(setup["job"]), open_pixel_source()
     if memory_mb:
         limit = memory_mb << 20

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from pipeline.chem.fetch import PUBCHEM, fetch
 from pipeline.chem.job import PROMPTS, TARGETS, Job, check_target
 from pipeline.chem.strings import ORGANIC, Limits
 from pipeline.chem.styles import KNOBS, PRESETS, load_style
@@ -28,11 +29,12 @@ class _Bar:
         self._bar: Any = None
         self._rejects = 0
 
-    def phase(self, name: str, total: int) -> None:
+    def phase(self, name: str, total: int, unit: str = " molecules") -> None:
         from tqdm import tqdm
 
         self.close()
-        self._bar = tqdm(total=total or None, desc=name, unit=" molecules", mininterval=0.5, dynamic_ncols=True)
+        self._bar = tqdm(total=total or None, desc=name, unit=unit, unit_scale=unit == "B", mininterval=0.5,
+                         dynamic_ncols=True)
 
     def step(self, rows: int, rejects: int) -> None:
         self._rejects += rejects
@@ -198,10 +200,25 @@ def _locate(name: str, raw: Path, bar: _Bar) -> Path:
     """A local path for a --smiles value."""
     if name == SAMPLE:
         return Path(str(resources.files("pipeline.data") / "molecules.tsv.gz"))
+    if name == "pubchem" or "://" in name:
+        return _fetched(PUBCHEM if name == "pubchem" else name, raw, bar)
     path = Path(name)
     if path.is_file():
         return path
     raise ValueError(f"--smiles {name}: no such file. `--smiles {SAMPLE}` takes the molecules that ship with the package")
+
+
+def _fetched(url: str, raw: Path, bar: _Bar) -> Path:
+    shown = 0
+
+    def on_progress(have: int, total: int) -> None:
+        nonlocal shown
+        if not shown:
+            bar.phase(f"fetch {url.rsplit('/', 1)[-1]}", total, unit="B")
+        bar.step(have - shown, 0)
+        shown = have
+
+    return fetch(url, raw / ".pipeline" / "smiles", on_progress)
 
 
 def _clear(folder: Path) -> None:
