@@ -16,6 +16,7 @@ from pipeline.hub.fetch import nearest as nearest_folder
 from pipeline.measure import Speed
 from pipeline.plan import Plan, SourcePlan, make_command
 from pipeline.recipe import BUCKETS, SourceSpec
+from pipeline.sources import KINDS
 from shards.geometry import placeholders
 
 BYTES_PER_TOKEN = 3.6       # measured on the real sets with SmolLM2's vocabulary: 2.6 (DocTags, LaTeX) to 4.4 (prose)
@@ -42,13 +43,14 @@ def on_disk(ref: FileRef, raw: Path) -> bool:
 def _source(plan: Plan, spec: SourceSpec, got: SourcePlan, raw: Path) -> dict[str, Any]:
     mode = plan.recipe.mode_of(spec)
     missing = spec.name in plan.missing
-    rows = got.asked if missing and spec.quota is not None else got.rows
-    images, text = got.images, got.text_bytes
-    if missing:     # to be rendered or converted: one image and a line of text a row is what such sets have
-        images, text = rows, rows * 40
+    images, text, rows = got.images, got.text_bytes, got.rows
+    if missing and not spec.on_hub:     # to be rendered or converted: an image and a line of text a row
+        rows = got.asked
+        images, text = 0 if KINDS[spec.kind].text_only else rows, rows * 40
     files = [plan.files[index].ref for index in got.files]
     return {
         "name": spec.name, "kind": spec.kind, "bucket": spec.bucket, "mode": mode, "repeats": spec.repeats,
+        "to_make": missing and not spec.on_hub,
         "revision": got.revision, "missing": missing, "available": got.available, "quota": got.asked, "rows": rows,
         "blocks": got.blocks, "files": len(files), "fetch_bytes": sum(f.size for f in files if not on_disk(f, raw)),
         "file_bytes": got.file_bytes, "bytes": got.bytes, "images": images,
@@ -91,7 +93,8 @@ def make_report(plan: Plan, *, raw: Path, out: Path, keeps_raw: bool, speed: Spe
                 for row in gap_table(plan, expected)],
         "bad_files": [{"source": bad.source, "file": bad.name, "reason": bad.reason, "detail": bad.detail}
                       for bad in plan.bad_files],
-        "missing": [{"name": name, "command": make_command(plan.recipe, specs[name], raw)} for name in plan.missing],
+        "missing": [{"name": name, "to_make": not specs[name].on_hub, "command": make_command(plan.recipe, specs[name], raw)}
+                    for name in plan.missing],
         "notes": _notes(sources, specs)}
 
 
@@ -125,30 +128,38 @@ def _notes(sources: list[dict[str, Any]], specs: dict[str, SourceSpec]) -> list[
     return notes
 
 
+def _count(number: float) -> str:
+    """12,345,678 as "12.3 M": the estimates have no more digits."""
+    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= unit:
+            return f"{number / unit:,.1f} {name}"
+    return f"{number:,.0f}"
+
+
 def _time(hours: float) -> str:
     return f"{hours:,.1f} hours" if hours >= 1 else f"{hours * 60:,.1f} minutes"
 
 
 def _gb(size: float) -> str:
-    return f"{size / 1e9:,.1f}" if size >= 1e8 else f"{size / 1e9:.3f}"
+    return f"{size / 1e9:,.1f}" if size >= 1e9 or size == 0 else f"{size / 1e9:.3f}"
 
 
 def format_report(report: dict[str, Any]) -> str:
     """The report as text of at most about 130 columns."""
     lines = [f"recipe {report['recipe']}, fraction {report['fraction']:g}, seed {report['seed']}, plan {report['plan']}",
              "", f"{'source':34} {'available':>11} {'quota':>10} {'rows':>10} {'blocks':>7} {'files':>6} {'GB fetch':>9} "
-             f"{'images':>10} {'about M tokens':>14}  mode"]
+             f"{'images':>10} {'tokens':>8}  mode"]
     for source in report["sources"]:
         rest = source["mode"] + (f" x{source['repeats']}" if source["repeats"] > 1 else "")
         if source["missing"]:
-            rest += "  NOT THERE YET"
+            rest += "  not there yet" if source["to_make"] else "  NOT ON THE HUB"
         lines.append(f"{source['name'][:34]:34} {source['available']:>11,} {source['quota']:>10,} {source['rows']:>10,} "
                      f"{source['blocks']:>7,} {source['files']:>6,} {_gb(source['fetch_bytes']):>9} "
-                     f"{source['images']:>10,} {source['tokens'] / 1e6:>14,.1f}  {rest}")
+                     f"{source['images']:>10,} {_count(source['tokens']):>8}  {rest}")
     total = report["totals"]
     lines.append(f"{'total':34} {total['available']:>11,} {total['quota']:>10,} {total['rows']:>10,} {total['blocks']:>7,} "
                  f"{total['files']:>6,} {_gb(total['fetch_bytes']):>9} {total['images']:>10,} "
-                 f"{total['tokens'] / 1e6:>14,.1f}")
+                 f"{_count(total['tokens']):>8}")
     lines += ["", f"{'share of samples':18} {'aim':>6} {'asked':>7} {'got':>7} {'of tokens':>10}"]
     lines += [f"{share['group']:18} {share['target']:>6.0%} {share['asked']:>7.1%} {share['got']:>7.1%} "
               f"{share['tokens']:>10.1%}" for share in report["shares"]]
@@ -168,7 +179,8 @@ def format_report(report: dict[str, Any]) -> str:
         lines.append("")
     lines += report["notes"]
     lines += [f"{bad['source']}: {bad['file']} is left out: {bad['reason']} ({bad['detail']})" for bad in report["bad_files"]]
-    lines += [f"{item['name']} is not there yet; make it with: {item['command']}" for item in report["missing"]]
+    lines += [f"{item['name']} is not there yet; make it with: {item['command']}" if item["to_make"]
+              else f"{item['name']} is not on this hub" for item in report["missing"]]
     return "\n".join(lines)
 
 
