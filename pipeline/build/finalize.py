@@ -49,12 +49,13 @@ def finalize(plan: Plan, state: BuildState, tokenizer: Tokenizer) -> dict[str, A
     body = {
         "recipe": plan.recipe.name, "description": plan.recipe.description, "seed": plan.recipe.seed,
         "fraction": plan.recipe.fraction, "mode": plan.recipe.mode, "seq_len": plan.recipe.seq_len,
-        "vocab_size": tokenizer.vocab_size, "specials": {f"<|{name}|>": token for name, token in tokenizer.specials.as_dict().items()}, "train": dict(plan.recipe.train),
+        "vocab_size": tokenizer.vocab_size, "train": dict(plan.recipe.train),
+        "specials": {f"<|{name}|>": token for name, token in tokenizer.specials.as_dict().items()},
         "tokenizer": {"name": plan.recipe.tokenizer, "revision": tokenizer.revision, "sha256": tokenizer.sha256},
         "sources": sources, "shards": shards, "versions": dict(plan.versions), "plan": {"id": plan.id, **plan.identity()},
         "splits": {"train": split_totals(train_rows, plan.recipe.seq_len), "val": split_totals(val_rows, plan.recipe.seq_len)},
     }
-    files += card.write(state.out, plan, body, max_images(folders, val_tables))
+    files += card.write(state.out, body, max_images(folders, val_tables))
     body["files"] = sorted((asdict(entry) for entry in files), key=lambda entry: str(entry["name"]))
     manifest.save(state.out, body)
     state.log("complete", plan=plan.id, shards=len(shards))
