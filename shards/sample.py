@@ -15,6 +15,7 @@ from shards import tar
 
 IMAGE_SUFFIXES = ("jpg", "png")
 KEY = re.compile(r"(train|val)-\d{6,}-\d{6,}")
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _FIELD = re.compile(r"(\d{1,5})(\.tiles)?\.(jpg|png)")
 
 
@@ -72,8 +73,15 @@ def decode_npy(data: bytes | memoryview, dtype: str) -> npt.NDArray[Any]:
 
 
 def encode_json(meta: dict[str, Any]) -> bytes:
-    """KEY.json: one line of UTF-8 with sorted keys, so that the same sample gives the same bytes."""
-    return json.dumps(meta, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode("utf-8", "surrogatepass")
+    """KEY.json: one line of UTF-8 with sorted keys, so that the same sample gives the same bytes.
+
+    A lone surrogate, which UTF-8 cannot hold, becomes U+FFFD: one character for one, so that offsets stay right.
+    """
+    text = json.dumps(meta, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return _LONE_SURROGATE.sub("\ufffd", text).encode()
 
 
 def encode(meta: dict[str, Any], ids: npt.NDArray[np.int32], mask: npt.NDArray[np.uint8],
@@ -82,7 +90,7 @@ def encode(meta: dict[str, Any], ids: npt.NDArray[np.int32], mask: npt.NDArray[n
     return [("json", encode_json(meta)), ("ids.npy", encode_npy(ids)), ("mask.npy", encode_npy(mask)), *images]
 
 
-def encoded_size(fields: Sequence[tuple[str, bytes]]) -> int:
+def encoded_size(fields: Sequence[tuple[str, bytes | memoryview]]) -> int:
     """Bytes that these members take in a tar."""
     return sum(tar.BLOCK + tar.padded(len(data)) for _, data in fields)
 

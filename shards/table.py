@@ -41,9 +41,9 @@ def load(path: Path) -> Rows:
     """Memory-map a row table; ValueError if it is not one (never unpickles)."""
     try:
         rows: Rows = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        if not path.exists():
-            raise
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # numpy parses the header as Python: a flipped bit raises from SyntaxError to TokenError
         raise ValueError(f"{path} is not a row table: {error}") from None
     if rows.dtype != ROW_DTYPE or rows.ndim != 1:
         raise ValueError(f"{path} is not a row table of format 1: dtype {rows.dtype}, shape {rows.shape}")

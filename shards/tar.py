@@ -34,7 +34,7 @@ def header(name: str, size: int) -> bytes:
     return b"%s%06o\0 %s" % (fields[:148], sum(fields), fields[156:])
 
 
-def member(name: str, data: bytes) -> bytes:
+def member(name: str, data: bytes | memoryview) -> bytes:
     """Header, data and padding of one member."""
     return b"".join((header(name, len(data)), data, bytes(padded(len(data)) - len(data))))
 

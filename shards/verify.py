@@ -132,15 +132,17 @@ def _check_samples(view: Any, body: dict[str, Any], split: str, number: int
     offsets.append(end if offsets else 0)
     counts = []
     name = table.shard_name(split, number)
+    malformed = (ValueError, KeyError, TypeError, IndexError, AttributeError)  # what a JSON of another shape leads to
     for position, sample in enumerate(iter_samples(memoryview(view), whole=True)):
         if sample.key != make_key(split, number, position):
             yield Problem(file=name, detail=f"key {sample.key} at place {position}")
+        images, work = sample.meta["images"], 0
         try:
             check_sample(sample, body)
-        except (ValueError, KeyError, TypeError) as error:
-            yield Problem(file=name, detail=f"{sample.key}: {error}")
-        images = sample.meta["images"]
-        counts.append([len(sample.ids), len(images), sum(geometry.patches(i["mode"], tuple(i["tiles"])) for i in images)])
+            work = sum(geometry.patches(image["mode"], tuple(image["tiles"])) for image in images)
+        except malformed as error:
+            yield Problem(file=name, detail=f"{sample.key}: {type(error).__name__}: {error}")
+        counts.append([len(sample.ids), len(images), work])
     return offsets, np.array(counts, dtype=np.int64).reshape(-1, 3)
 
 
@@ -154,7 +156,7 @@ def check_sample(sample: Sample, body: dict[str, Any]) -> None:
         if (image["width"], image["height"]) != geometry.stored_size(image["mode"], image["width"], image["height"]):
             raise ValueError(f"image {number} is {image['width']}x{image['height']}, larger than mode {image['mode']}")
         message = sample.meta["messages"][image["message"]]
-        if not message["content"].startswith("<image>", image["offset"]):
+        if message["content"].find("<image>", image["offset"]) != image["offset"]:
             raise ValueError(f"image {number} has no marker at character {image['offset']} of message {image['message']}")
         expected += image["placeholders"]
     specials = body["specials"]

@@ -15,7 +15,7 @@ from typing import Self
 from shards import index, table, tar
 from shards.sample import make_key
 
-Fields = Sequence[tuple[str, bytes]]
+Fields = Sequence[tuple[str, bytes | memoryview]]  # (suffix, data) of a sample's members
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,15 +69,17 @@ class HashingFile:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        complete = False
         try:
-            if kind is None:
-                self._file.flush()
-                os.fsync(self._file.fileno())
+            with self._file:  # closing writes what is buffered, and may fail on a full disk like any write
+                if kind is None:
+                    self._file.flush()
+                    os.fsync(self._file.fileno())
+                    complete = True
         finally:
-            self._file.close()
-            if kind is not None:
+            if not complete:
                 self._partial.unlink(missing_ok=True)
-        if kind is None:
+        if complete:
             os.replace(self._partial, self.path)
             sync_folder(self.path.parent)
 
