@@ -8,12 +8,18 @@ Cost: about 10 s and 300 MB for 100 MB of text on two cores; the texts are strea
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from pipeline.conversation import Conversation, clean_text
+from pipeline.conversation import Reject, clean_text
+from pipeline.hub.remote import open_remote
+from pipeline.plan import Block, Plan, options_of
+from pipeline.seeds import rng
+from pipeline.sources import KINDS
+from pipeline.sources.rows import iter_rows, open_parquet
 from pipeline.tokens import ATOMS, SPECIAL_TOKENS
 
 DEFAULT_VOCAB = 8192
@@ -67,11 +73,45 @@ def train_bpe(texts: Iterable[str], *, vocab_size: int = DEFAULT_VOCAB, atoms: S
     return str(tokenizer.to_str(pretty=False)).encode()
 
 
-def conversation_texts(conversations: Iterable[Conversation]) -> Iterator[str]:
-    """The texts of conversations, message by message, as rendering will encode them."""
-    for conversation in conversations:
-        for message in conversation.messages:
-            yield message.content
+def plan_texts(plan: Plan, max_bytes: int) -> Iterator[str]:
+    """Texts of the rows that a plan takes, message by message, about max_bytes of them in all.
+
+    Each source gives in proportion to its text, from row groups in seeded order. Images are not read.
+    """
+    total = sum(source.text_bytes for source in plan.sources) or 1
+    for number, source in enumerate(plan.sources):
+        budget = max(max_bytes * source.text_bytes // total, 1)
+        blocks = sorted((b for shard in plan.shards for b in shard if b.source == number), key=lambda b: (b.file, b.first))
+        rng(plan.recipe.seed, "tokenizer", source.name).shuffle(blocks)
+        for block in blocks:
+            for text in _block_texts(plan, block):
+                budget -= len(text.encode(errors="replace"))
+                yield text
+            if budget <= 0:
+                break
+
+
+def _block_texts(plan: Plan, block: Block) -> Iterator[str]:
+    """Texts of one block's rows; rows that cannot be used give none."""
+    spec = plan.recipe.sources[block.source]
+    kind, rules = KINDS[spec.kind], options_of(spec)
+    if "images" in kind.columns:  # without them the markers cannot be counted, and they are not what is learnt here
+        kind = replace(kind, columns=tuple(name for name in kind.columns if name != "images"))
+        rules = replace(rules, markers="text", min_images=0)
+    ref = plan.files[block.file].ref
+    with open(ref.local, "rb") if ref.local is not None else open_remote(ref.repo, ref.revision, ref.path, ref.size) as handle:
+        wanted = range(block.start, block.stop, block.step)
+        for index, row in iter_rows(open_parquet(handle), block.group, kind, start=block.start):
+            if index >= block.stop:
+                return
+            if index not in wanted or isinstance(row, Reject):
+                continue
+            try:
+                conversation = kind.convert(row, source=spec.name, row_id=str(index), options=rules)
+            except Reject:
+                continue
+            for message in conversation.messages:
+                yield message.content
 
 
 def file_texts(paths: Iterable[Path], *, piece: int = 1_000_000) -> Iterator[str]:

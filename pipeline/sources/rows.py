@@ -14,6 +14,7 @@ give different shards.
 Cost: what pyarrow takes to decode, plus the copy of the batch into Python objects.
 """
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -30,7 +31,7 @@ BATCH_ROWS = 1024
 Item = dict[str, Any] | Reject
 
 
-def open_parquet(file: Path | IO[bytes]) -> pq.ParquetFile:
+def open_parquet(file: Path | IO[bytes] | io.RawIOBase) -> pq.ParquetFile:
     """Opens a local path or a seekable binary file. Raises Reject("unreadable-file") when it is no whole parquet file."""
     try:
         # Column chunks are read page by page, not whole: what a worker holds does not grow with the row group.
