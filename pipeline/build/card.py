@@ -9,14 +9,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.plan import Plan
 from pipeline.sources.licences import licence_of
 from shards.writer import FileEntry, write_file
 
 ENERGON_VERSION = "7.4.1"  # whose layout is written
 
 
-def write(out: Path, plan: Plan, body: dict[str, Any], slots: tuple[int, bool]) -> list[FileEntry]:
+def write(out: Path, body: dict[str, Any], slots: tuple[int, bool]) -> list[FileEntry]:
     """Write README.md and .nv-meta/; returns the manifest's entries. `slots`: most images of a sample, whether any has tiles."""
     nv = out / ".nv-meta"
     nv.mkdir(exist_ok=True)
@@ -26,7 +25,7 @@ def write(out: Path, plan: Plan, body: dict[str, Any], slots: tuple[int, bool]) 
     parts = "\n".join(f"  {split}:" + ("" if names else " []") + "".join(f"\n  - {name}" for name in names)
                       for split, names in (("train", train), ("val", val), ("test", [])))
     entries = [
-        write_file(out / "README.md", render(plan, body, slots).encode()),
+        write_file(out / "README.md", render(body, slots).encode()),
         write_file(nv / "dataset.yaml", b"__module__: megatron.energon\n__class__: CrudeWebdataset\n"),
         write_file(nv / "split.yaml", f"exclude: []\nsplit_parts:\n{parts}\n".encode()),
         write_file(nv / ".info.json",
@@ -61,7 +60,7 @@ def features(slots: tuple[int, bool]) -> list[str]:
     return [*lines, "  - name: __key__", f"    {text}", "  - name: __url__", f"    {text}"]
 
 
-def render(plan: Plan, body: dict[str, Any], slots: tuple[int, bool]) -> str:
+def render(body: dict[str, Any], slots: tuple[int, bool]) -> str:
     """The whole card."""
     splits = body["splits"]
     data = ["  data_files:", "  - split: train", "    path: train-*.tar"]

@@ -37,7 +37,7 @@ from pipeline.tokens import Tokenizer
 from shards import geometry, masks
 from shards.sample import encode, encoded_size, make_key
 from shards.table import encode as encode_rows
-from shards.writer import publish, sync_folder, write_file, write_shard
+from shards.writer import Fields, publish, sync_folder, write_file, write_shard
 
 BATCH_ROWS = 64
 BATCH_CHARS = 2_000_000
@@ -164,15 +164,9 @@ class Task:
 
     def _spool(self, item: Pending, sample: Fitted, spool: Spool) -> None:
         images = [item.images[index] for index in sample.images]
-        rendered, conversation, counts = sample.rendered, sample.conversation, self.counts[item.spec.name]
+        rendered, counts = sample.rendered, self.counts[item.spec.name]
         members = encode(sample_meta(sample, images), rendered.ids, rendered.mask, image_members(images))
-        info = SampleInfo(
-            source=item.spec.name, row=conversation.row, tokens=len(rendered.ids), targets=masks.target_count(rendered.mask),
-            answer_tokens=int(np.count_nonzero(rendered.mask == masks.ANSWER)), images=len(images),
-            patches=sum(geometry.patches(image.mode, image.tiles) for image in images), turns=conversation.answers,
-            modes=tuple(image.mode for image in images), sizes=tuple(f"{image.width}x{image.height}" for image in images),
-            kept_images=sum(image.kept for image in images), dropped_turns=conversation.dropped_turns, cut=sample.cut,
-            bytes=encoded_size(members))
+        info = describe(sample, images, members)
         # a repeat is the same sample under another key; twins share their key's hash, so they stay on one side of the split
         for _ in range(item.spec.repeats):
             spool.add(members, info)
@@ -204,6 +198,18 @@ class Task:
         os.rename(results, target)
         sync_folder(target.parent)
         return result
+
+
+def describe(sample: Fitted, images: list[FittedImage], members: Fields) -> SampleInfo:
+    """The numbers of a sample, for the tables."""
+    rendered, conversation = sample.rendered, sample.conversation
+    return SampleInfo(
+        source=conversation.source, row=conversation.row, tokens=len(rendered.ids), targets=masks.target_count(rendered.mask),
+        answer_tokens=int(np.count_nonzero(rendered.mask == masks.ANSWER)), images=len(images),
+        patches=sum(geometry.patches(image.mode, image.tiles) for image in images), turns=conversation.answers,
+        modes=tuple(image.mode for image in images), sizes=tuple(f"{image.width}x{image.height}" for image in images),
+        kept_images=sum(image.kept for image in images), dropped_turns=conversation.dropped_turns, cut=sample.cut,
+        bytes=encoded_size(members))
 
 
 def image_members(images: list[FittedImage]) -> Iterator[tuple[str, bytes]]:
