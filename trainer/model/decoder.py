@@ -9,6 +9,7 @@ names are Llama's own (`layers.0.self_attn.q_proj`), so public checkpoints load 
 # mypy: disable-error-code="no-any-return"
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -19,9 +20,11 @@ from torch.utils.checkpoint import checkpoint
 
 from trainer.model.config import DecoderConfig
 
-# Uncompiled, both write out T x T scores; compiled, neither does.
-_flex = torch.compile(flex_attention, dynamic=False)
-_block_mask = torch.compile(create_block_mask, dynamic=False)
+
+@lru_cache
+def _compiled(function: Any) -> Any:
+    """Uncompiled, flex attention and its mask write out T x T scores. Made on first use: the compiler takes 2 s to import."""
+    return torch.compile(function, dynamic=False)
 
 
 def flex_mask(segment_ids: Tensor, *, compiled: bool = True) -> BlockMask:
@@ -31,7 +34,7 @@ def flex_mask(segment_ids: Tensor, *, compiled: bool = True) -> BlockMask:
     def same_sample(b: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (q >= k) & (segment_ids[b, q] == segment_ids[b, k])
 
-    make: Any = _block_mask if compiled else create_block_mask
+    make: Any = _compiled(create_block_mask) if compiled else create_block_mask
     mask: BlockMask = make(same_sample, batch, None, length, length, device=str(segment_ids.device))
     return mask
 
@@ -51,7 +54,9 @@ def packed_mask(segment_ids: Tensor) -> BlockMask | Tensor:
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | Tensor | None) -> Tensor:
     """Grouped-query attention of q [B, H, T, d] over k, v [B, G, S, d]; without a mask causal, T being S."""
     if isinstance(mask, BlockMask):
-        kernel: Any = _flex if q.is_cuda else flex_attention
+        # A layer that is being compiled takes the kernel in; compiling it twice would not help.
+        plain = torch.compiler.is_compiling() or not q.is_cuda
+        kernel: Any = flex_attention if plain else _compiled(flex_attention)
         out: Tensor = kernel(q, k, v, block_mask=mask, enable_gqa=True)
         return out
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
