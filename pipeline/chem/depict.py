@@ -11,9 +11,10 @@ import numpy as np
 import xxhash
 from rdkit import Chem
 
-from pipeline.chem.draw import draw, write_legend
+from pipeline.chem.draw import draw, draws_lines, prepare, write_legend
 from pipeline.chem.edits import abbreviate, edit, label_dummies
 from pipeline.chem.effects import apply_effects
+from pipeline.chem.faithful import cross_unknown, misdrawn
 from pipeline.chem.job import Job
 from pipeline.chem.layout import fit_canvas, lay_out
 from pipeline.chem.molecules import parse
@@ -54,12 +55,13 @@ def depict(canonical: str, copy: int, job: Job, source: PixelSource) -> Drawing:
     molecule = parse(smiles)
     atoms = molecule.GetNumHeavyAtoms()
     shown, drawn = _shown(molecule, smiles, style)
-    lay_out(shown, style, rng)
-    canvas = fit_canvas(shown, style, job.size)
-    pixels = draw(shown, style, canvas, job.size, source, write_legend(style, rng))
+    legend = write_legend(style, rng)
+    prepared = _prepared(shown, smiles, style, rng)
+    canvas = fit_canvas(prepared, style, job.size, legend=bool(legend))
+    pixels = draw(prepared, style, canvas, job.size, source, legend)
     if _blank(pixels):
         raise Unfit("blank", "the drawing has no ink")
-    pixels = apply_effects(pixels, style, job.size, rng)
+    pixels = apply_effects(pixels, style, job.size, canvas.bond, rng)
     quality = round(style.number("effect.jpeg"))
     if quality:
         image = encode_jpeg(pixels, quality=quality)
@@ -69,7 +71,7 @@ def depict(canonical: str, copy: int, job: Job, source: PixelSource) -> Drawing:
     if job.wrap:
         answer = f"<{job.wrap}>{answer}</{job.wrap}>"
     return Drawing(
-        image=image, suffix="jpg" if quality else "png", width=canvas.width, height=canvas.height,
+        image=image, suffix="jpg" if quality else "png", width=pixels.shape[1], height=pixels.shape[0],
         prompt=write_prompt(job.prompts, job.target, rng), answer=answer, smiles=drawn, atoms=atoms,
         style=style.to_json(), seed=seed,
     )
@@ -84,15 +86,33 @@ def _shown(molecule: Any, smiles: str, style: Style) -> tuple[Any, str]:
                 smiles = Chem.MolToCXSmiles(condensed)
             molecule = condensed
     hydrogens = style.name("label.hydrogens")
-    if hydrogens == "all" and molecule.GetNumAtoms() <= 14:
+    if hydrogens == "all" and molecule.GetNumAtoms() <= 14 and "=N" not in smiles and "N=" not in smiles:
         molecule = Chem.AddHs(molecule)
     elif hydrogens == "polar":
-        polar = [atom.GetIdx() for atom in molecule.GetAtoms() if atom.GetAtomicNum() in (7, 8, 16)]
+        # not on an imine's nitrogen: its drawn hydrogen would tell a configuration that the target does not
+        polar = [
+            atom.GetIdx() for atom in molecule.GetAtoms()
+            if atom.GetAtomicNum() in (7, 8, 16)
+            and not any(bond.GetBondType() == Chem.BondType.DOUBLE for bond in atom.GetBonds())
+        ]
         if polar:
             molecule = Chem.AddHs(molecule, onlyOnAtoms=polar)
     if "*" in smiles:
-        label_dummies(molecule)
+        label_dummies(molecule, lines=draws_lines(style))
+    cross_unknown(molecule)
     return molecule, smiles
+
+
+def _prepared(molecule: Any, smiles: str, style: Style, rng: random.Random) -> Any:
+    """Laid out and with its wedges, by the other layout engine where the style's cannot show the stereo."""
+    wrong = ""
+    for engine in dict.fromkeys((style.name("layout.engine"), "coordgen", "rdkit")):
+        lay_out(molecule, style, engine, rng)
+        prepared = prepare(molecule, style)
+        wrong = misdrawn(prepared, smiles)
+        if not wrong:
+            return prepared
+    raise Unfit("stereo-not-drawn", wrong)
 
 
 def _blank(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> bool:

@@ -47,9 +47,9 @@ def is_gray(style: Style) -> bool:
 
 
 def draw(molecule: Any, style: Style, canvas: Canvas, size: int, source: PixelSource, legend: str = "") -> Pixels:
-    """Pixels of a laid-out molecule: uint8 [height, width] when `is_gray(style)`, else [height, width, 3] RGB."""
-    drawer = _open_drawer(molecule, style, canvas, size)
-    drawer.DrawMolecule(prepare(molecule, style), legend=legend)
+    """Pixels of a prepared molecule: uint8 [height, width] when `is_gray(style)`, else [height, width, 3] RGB."""
+    drawer = _open_drawer(style, canvas, size)
+    drawer.DrawMolecule(molecule, legend=legend)
     drawer.FinishDrawing()
     pixels = source.bgrx(drawer, canvas.width, canvas.height)
     if is_gray(style):
@@ -63,6 +63,11 @@ def draw(molecule: Any, style: Style, canvas: Canvas, size: int, source: PixelSo
     for channel in range(3):
         rgb[:, :, channel] = pixels[:, :, 2 - channel]
     return rgb
+
+
+def draws_lines(style: Style) -> bool:
+    """Whether a bare dummy atom is drawn as a wavy line across its bond."""
+    return style.flag("chemistry.attachments") and not style.flag("chemistry.r_groups")
 
 
 def prepare(molecule: Any, style: Style) -> Any:
@@ -91,7 +96,7 @@ def write_legend(style: Style, rng: random.Random) -> str:
     return f"{first} {number}. {second[int(rng.random() * 4)]} {1 + int(rng.random() * 9)}{letter}"
 
 
-def _open_drawer(molecule: Any, style: Style, canvas: Canvas, size: int) -> Any:
+def _open_drawer(style: Style, canvas: Canvas, size: int) -> Any:
     drawer: Any = rdMolDraw2D.MolDraw2DCairo(canvas.width, canvas.height)
     options: Any = drawer.drawOptions()
     options.includeMetadata = False  # else the PNG of the public route carries the molecule: the answer
@@ -116,9 +121,9 @@ def _open_drawer(molecule: Any, style: Style, canvas: Canvas, size: int) -> Any:
     options.addAtomIndices = style.flag("notes.atom_numbers")
     options.addBondIndices = style.flag("notes.bond_numbers")
     options.annotationFontScale = style.number("notes.scale")
-    options.dummiesAreAttachments = style.flag("chemistry.attachments") and not style.flag("chemistry.r_groups")
+    options.dummiesAreAttachments = draws_lines(style)
     options.legendFontSize = max(8, round(34 * unit))
-    options.legendFraction = 0.08
+    options.legendFraction = canvas.legend / canvas.height
     # RDKit marks atoms that nearly touch with a coloured box: a developer's aid, not part of a drawing
     options.flagCloseContactsDist = -1
     return drawer

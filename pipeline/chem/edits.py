@@ -42,9 +42,11 @@ def abbreviate(molecule: Any) -> Any:
     return condensed if condensed.GetNumAtoms() < molecule.GetNumAtoms() else molecule
 
 
-def label_dummies(molecule: Any) -> None:
-    """Gives [1*] the drawn label R1 and * the label R (drawn only where dummies are not attachment lines)."""
+def label_dummies(molecule: Any, *, lines: bool) -> None:
+    """Gives [1*] the drawn label R1 and * the label R; with `lines`, a bare * stays for a wavy attachment line."""
     for atom in molecule.GetAtoms():
+        if lines and not atom.GetIsotope():
+            continue
         if atom.GetAtomicNum() == 0 and not atom.HasProp("_displayLabel"):
             number = atom.GetIsotope()
             label = f"R<sub>{number}</sub>" if number else "R"

@@ -12,12 +12,18 @@ from numpy.typing import NDArray
 from pipeline.chem.styles import Style
 
 Pixels = NDArray[np.uint8]
+_LEAST_BOND, _LEAST_LETTER = 26.0, 12.0  # pixels
 
 
-def apply_effects(pixels: Pixels, style: Style, size: int, rng: random.Random) -> Pixels:
-    """uint8 [h, w] or [h, w, 3] -> the same shape (a scan gives 0 and 255 in [h, w]). `size`: the nominal side."""
+def apply_effects(pixels: Pixels, style: Style, size: int, bond: float, rng: random.Random) -> Pixels:
+    """uint8 [h, w] or [h, w, 3] -> the same (a scan gives 0 and 255 in a [h, w] that `reduce` makes smaller).
+
+    `size` is the nominal side, `bond` the length of a bond in pixels: no picture is reduced until it cannot be read.
+    """
     unit = size / 1024
-    lines, reduce = style.name("effect.lines"), style.number("effect.reduce")
+    lines = style.name("effect.lines")
+    readable = min(bond / _LEAST_BOND, bond * style.number("label.size") / _LEAST_LETTER)
+    reduce = min(style.number("effect.reduce"), readable)
     blur, noise = style.number("effect.blur") * unit, style.number("effect.noise")
     speckle, scan = style.number("effect.speckle"), style.flag("effect.scan")
     if lines == "none" and reduce <= 1 and not blur and not noise and not speckle and not scan:
@@ -62,7 +68,8 @@ def _reduce(pixels: Pixels, factor: float, scan: bool) -> Pixels:
     height, width = pixels.shape[:2]
     small = (max(8, round(width / factor)), max(8, round(height / factor)))
     image = Image.fromarray(pixels).resize(small, Image.Resampling.BOX)
-    return np.asarray(image.resize((width, height), Image.Resampling.NEAREST if scan else Image.Resampling.BILINEAR))
+    # a scan stays as small as its sheet was read; a picture on a page was scaled back up by whoever pasted it
+    return np.asarray(image if scan else image.resize((width, height), Image.Resampling.BILINEAR))
 
 
 def _blur(pixels: Pixels, radius: float) -> Pixels:
@@ -72,11 +79,14 @@ def _blur(pixels: Pixels, radius: float) -> Pixels:
 
 
 def _threshold(pixels: Pixels, generator: np.random.Generator) -> Pixels:
-    """One bit: dark where gray lies below a level of the sheet's own, ragged where an edge pixel is in between."""
+    """One bit: dark where gray lies below a level of the sheet's own, ragged where an edge pixel is in between.
+
+    The level is high, since a line thinner than a pixel is light grey and must not vanish.
+    """
     from PIL import Image
 
     gray = pixels if pixels.ndim == 2 else np.asarray(Image.fromarray(pixels).convert("L"))
-    level = int(generator.integers(96, 200))
+    level = int(generator.integers(140, 221))
     out = np.where(gray < level, np.uint8(0), np.uint8(255))
     rows, columns = np.nonzero((gray > 8) & (gray < 247))
     wobble = generator.integers(-40, 41, rows.size)

@@ -17,22 +17,29 @@ from pipeline.chem.styles import Style
 
 UNIT_BOND = 1.5  # RDKit's depictions have bonds of 1.5 units
 _LABEL_MARGIN = 0.9  # units that labels at the rim may add, both sides together
+_LEGEND_HEIGHT, _LEGEND_WIDTH = 64, 560  # pixels of a picture of 1024: room for a line of 34-pixel letters
 _LEAST_SIDE = 48  # pixels of a picture of 1024: a crop or a natural canvas is never thinner
 
 
 @dataclass(frozen=True, kw_only=True)
 class Canvas:
-    """Picture size in pixels, the estimated length of a bond in it, and the cap on bonds that RDKit is given."""
+    """Picture size in pixels, the strip at its foot that a legend takes, the estimated length of a bond, and the cap on
+    bonds that RDKit is given."""
 
     width: int
     height: int
+    legend: int
     bond: float
     longest_bond: float
 
 
-def lay_out(molecule: Any, style: Style, rng: random.Random) -> None:
-    """Gives the molecule its conformer, in place. Raises Unfit("layout") when a coordinate is not finite."""
-    if style.name("layout.engine") == "coordgen":
+def lay_out(molecule: Any, style: Style, engine: str, rng: random.Random) -> None:
+    """Gives the molecule a new conformer, in place, by `engine` (rdkit or coordgen).
+
+    Raises Unfit("layout") when a coordinate is not finite.
+    """
+    molecule.RemoveAllConformers()
+    if engine == "coordgen":
         rdCoordGen.AddCoords(molecule)
     else:
         rdDepictor.Compute2DCoords(molecule)
@@ -53,24 +60,26 @@ def lay_out(molecule: Any, style: Style, rng: random.Random) -> None:
         raise Unfit("layout", "the layout gave coordinates that are not finite")
 
 
-def fit_canvas(molecule: Any, style: Style, size: int) -> Canvas:
+def fit_canvas(molecule: Any, style: Style, size: int, *, legend: bool) -> Canvas:
     """The picture's size for a laid-out molecule: at most `size` a side."""
     positions = molecule.GetConformer().GetPositions()[:, :2]
     extent = positions.max(axis=0) - positions.min(axis=0) + _LABEL_MARGIN
     unit = size / 1024
-    longest = style.number("canvas.bond") * unit
+    strip = round(_LEGEND_HEIGHT * unit) if legend else 0
     inside = 1 - 2 * style.number("canvas.padding")
     mode = style.name("canvas.mode")
+    longest = style.number("canvas.bond") * unit
     least = max(16, round(_LEAST_SIDE * unit))
     if mode == "square":
-        width = height = size
-    elif mode == "crop":
-        ratio = extent / extent.max()
-        width, height = (max(least, min(size, round(size * float(share)))) for share in ratio)
+        width, height = size, size - strip
     else:
+        # a crop fills its longer side, as long as the bonds stay below twice their usual length
+        longest *= 2.0 if mode == "crop" else 1.0
         wanted = extent * longest / UNIT_BOND / inside
-        shrink = min(1.0, size / float(wanted.max()))
-        width, height = (max(least, min(size, math.ceil(float(side) * shrink))) for side in wanted)
+        shrink = min(1.0, size / float(wanted[0]), (size - strip) / float(wanted[1]))
+        width = max(least, min(size, math.ceil(float(wanted[0]) * shrink)))
+        height = max(least, min(size - strip, math.ceil(float(wanted[1]) * shrink)))
+        if strip:
+            width = max(width, min(size, round(_LEGEND_WIDTH * unit)))
     scale = min(width * inside / float(extent[0]), height * inside / float(extent[1]), longest / UNIT_BOND)
-    return Canvas(width=width, height=height, bond=scale * UNIT_BOND, longest_bond=longest)
-
+    return Canvas(width=width, height=height + strip, legend=strip, bond=scale * UNIT_BOND, longest_bond=longest)

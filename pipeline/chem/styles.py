@@ -54,8 +54,8 @@ PALETTES = ("black", "rdkit", "avalon", "cdk", "pastel", "ink")
 BACKGROUNDS = ("white", "paper", "grey", "cream", "sky", "night")
 
 KNOBS: dict[str, Knob] = {
-    "canvas.mode": _choice("square", "square crop natural", "square: size x size; crop: the longer side is size; "
-                           "natural: as large as the bonds ask, at most size"),
+    "canvas.mode": _choice("square", "square crop natural", "square: size x size; natural: as large as the bonds "
+                           "ask, at most size; crop: the same with bonds twice as long"),
     "canvas.bond": _number(90, 12, 400, "longest bond, in pixels of a picture of 1024"),
     "canvas.padding": _number(0.05, 0, 0.4, "empty margin on each side, share of the side"),
     "layout.engine": _choice("rdkit", "rdkit coordgen", "who computes the coordinates"),
@@ -91,7 +91,7 @@ KNOBS: dict[str, Knob] = {
     "chemistry.attachments": _chance("one hydrogen becomes a wavy attachment line, * in the target"),
     "effect.blur": _number(0, 0, 4, "Gaussian blur, radius in pixels of a picture of 1024"),
     "effect.noise": _number(0, 0, 60, "Gaussian noise, standard deviation in grey levels"),
-    "effect.reduce": _number(1, 1, 8, "drawn smaller by this factor and scaled back up: a low resolution original"),
+    "effect.reduce": _number(1, 1, 8, "made smaller by this factor; then scaled back up, unless it is a scan"),
     "effect.scan": _chance("one bit a pixel, with ragged edges, as in patent scans"),
     "effect.speckle": _number(0, 0, 0.01, "share of pixels flipped by dust on the scanner's glass"),
     "effect.lines": _choice("none", "none one frame", "stray lines: a rule across, or a frame"),
