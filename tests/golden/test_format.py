@@ -8,6 +8,7 @@ place-holders: the format does not look into pictures).
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,8 @@ TABLE = "rows.npy"
 def sample(number: int) -> PackedSample:
     """Three samples by number: text with a tool call, one picture, tiles and a second picture."""
     parts = [{"kind": "python", "text": "6*7"}, {"kind": "output", "text": "42"}]
-    images, members, content = [], [], "Say hi. \u2603 <|image|>"
+    images: list[dict[str, Any]] = []
+    members, content = [], "Say hi. \u2603 <|image|>"
     if number:
         grids = [(0, 0)] if number == 1 else [(1, 2), (0, 0)]
         mode = "tiny" if number == 1 else "gundam"

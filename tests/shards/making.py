@@ -79,12 +79,13 @@ def directory(folder: Path, shards: list[list[list[PackedSample]]], *, seq_len: 
         entry, part = write_shard(folder, "train", number, rows)
         entries.append(entry)
         tables.append(part)
-    rows = np.concatenate(tables)
-    files = [write_file(folder / "rows.npy", table.encode(rows)), write_file(folder / "rows-val.npy", table.encode(tables[0]))]
-    split = {key: int(rows[key].sum()) for key in ("samples", "tokens", "images", "patches")}
+    whole = np.concatenate(tables)
+    files = [write_file(folder / "rows.npy", table.encode(whole)), write_file(folder / "rows-val.npy", table.encode(tables[0]))]
+    split = {key: int(whole[key].sum()) for key in ("samples", "tokens", "images", "patches")}
+    none = dict.fromkeys(split, 0)
     manifest.save(folder, {
         "seq_len": seq_len, "vocab_size": VOCAB, "specials": SPECIALS,
-        "shards": [json.loads(json.dumps(entry, default=vars)) for entry in map(vars, entries)],
+        "shards": [json.loads(json.dumps(vars(entry), default=vars)) for entry in entries],
         "files": [vars(file) for file in files],
-        "splits": {"train": {"rows": len(rows), **split}, "val": {"rows": 0, "samples": 0, "tokens": 0, "images": 0, "patches": 0}}})
+        "splits": {"train": {"rows": len(whole), **split}, "val": {"rows": 0, **none}}})
     return entries[-1]

@@ -18,7 +18,7 @@ def test_it_comes_back_with_its_version(tmp_path: Path) -> None:
 
 
 def test_without_one_the_directory_is_not_complete(tmp_path: Path) -> None:
-    with pytest.raises(manifest.IncompleteError, match="has no manifest.json: the build has not finished"):
+    with pytest.raises(manifest.IncompleteError, match=r"has no manifest\.json: the build has not finished"):
         manifest.load(tmp_path)
     with pytest.raises(manifest.IncompleteError, match="is not a directory"):
         manifest.load(tmp_path / "absent")

@@ -36,8 +36,8 @@ def test_the_worked_example() -> None:
 
 
 def checked(ids: Any, mask: Any, placeholders: int = 0) -> None:
-    check(ids, mask, image_id=SPECIALS["<|image|>"], pad_id=SPECIALS["<|pad|>"], bos_id=SPECIALS["<|bos|>"], placeholders=placeholders,
-          vocab_size=VOCAB)
+    check(ids, mask, image_id=SPECIALS["<|image|>"], pad_id=SPECIALS["<|pad|>"], bos_id=SPECIALS["<|bos|>"],
+          placeholders=placeholders, vocab_size=VOCAB)
 
 
 @given(st.integers(0, 30), st.integers(1, 30), st.integers(0, 30))

@@ -93,25 +93,25 @@ def test_any_flipped_byte_outside_the_payload_of_a_row_is_an_error(shard: tuple[
     folder, rows = shard
     reader = ShardReader(folder)
     data = bytearray(reader.read_bytes(rows[1]))
-    members = list(tar.members(data))
+    members = list(tar.members(bytes(data)))
     payload = {at for m in members for at in range(m.data_offset, m.data_offset + m.size)}
     for at in range(0, len(data), 7):
         data[at] ^= 0x41
         if at not in payload:
             with pytest.raises(DamagedRow):
-                parse_row(data, rows[1], "train")
+                parse_row(bytes(data), rows[1], "train")
         data[at] ^= 0x41
-    assert len(parse_row(data, rows[1], "train")) == 1
+    assert len(parse_row(bytes(data), rows[1], "train")) == 1
 
 
 def test_a_flip_in_the_structure_of_a_payload_never_gives_a_wrong_shape(shard: tuple[Path, Any]) -> None:
     folder, rows = shard
     data = bytearray(ShardReader(folder).read_bytes(rows[1]))
-    good = read_row(data)
+    good = read_row(bytes(data))
     for at in range(0, len(data)):
         data[at] ^= 0x10
         try:
-            found = parse_row(data, rows[1], "train")
+            found = parse_row(bytes(data), rows[1], "train")
             assert [len(s.ids) for s in found] == [len(s.ids) for s in good]
         except DamagedRow:
             pass

@@ -43,8 +43,9 @@ def test_npy_refuses_everything_else() -> None:
         return sink.getvalue()
 
     good = encode_npy(np.arange(5, dtype=np.int32))
-    others = [b"", good[:20], good + b"\0", good[:-1], good[:6] + b"\2" + good[7:], saved(np.arange(5)), saved(np.zeros((2, 2), np.int32)),
-              saved(np.arange(5, dtype=">i4")), saved(np.array([{"a": 1}], dtype=object), allow_pickle=True)]
+    others = [b"", good[:20], good + b"\0", good[:-1], good[:6] + b"\2" + good[7:], saved(np.arange(5)),
+              saved(np.zeros((2, 2), np.int32)), saved(np.arange(5, dtype=">i4")),
+              saved(np.array([{"a": 1}], dtype=object), allow_pickle=True)]
     for data in others:
         with pytest.raises(ValueError, match="npy"):
             decode_npy(data, "<i4")

@@ -86,7 +86,7 @@ def test_every_flipped_bit_outside_the_payload_is_an_error() -> None:
             broken = bytearray(data)
             broken[at] ^= 1 << bit
             with pytest.raises(ValueError):
-                list(tar.members(broken, whole=True))
+                list(tar.members(bytes(broken), whole=True))
 
 
 @given(st.binary(min_size=1, max_size=3000))
@@ -106,10 +106,10 @@ def test_a_header_with_a_repaired_checksum_is_still_strict(at: int, flip: int) -
     if not 148 <= at < 156:
         data[148:156] = b"%06o\0 " % (sum(data[:148]) + 8 * 32 + sum(data[156:512]))
     try:
-        names = [member.name for member in tar.members(data, whole=True)]
-    except tar.TarError:
+        found = list(tar.members(bytes(data), whole=True))
+    except ValueError:
         return
-    assert names[0] != TWO[0][0] or bytes(data) == write(TWO)  # only the name may differ and still be a member
+    assert (found[0].name, found[0].size) != (TWO[0][0], len(TWO[0][1])) or bytes(data) == write(TWO)
 
 
 def test_zero_blocks_in_the_middle_are_an_error() -> None:

@@ -51,7 +51,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], bool, str]] = {
     "cut shard": (lambda d: os.truncate(d / "train-000000.tar", 5120), True, "train-000000.tar: 5120 bytes"),
     "cut to nothing": (lambda d: os.truncate(d / "train-000000.tar", 0), True, "train-000000.tar: 0 bytes"),
     "cut row table": (lambda d: os.truncate(d / "rows.npy", 150), True, "rows.npy"),
-    "foreign shard": (lambda d: shutil.copy(d / "train-000000.tar", d / "train-000007.tar"), True, "train-000007.tar: a shard that"),
+    "foreign shard": (lambda d: shutil.copy(d / "train-000000.tar", d / "train-000007.tar"), True, "train-000007.tar: a shard"),
     "shards swapped": (lambda d: swap(d / "train-000000.tar", d / "train-000001.tar"), False, "train-000000.tar"),
     "header bit": (lambda d: flip(d / "train-000000.tar", 3), False, "train-000000.tar: sha256"),
     "payload bit": (lambda d: flip(d / "train-000000.tar", 530), False, "train-000000.tar: sha256"),
