@@ -1,34 +1,42 @@
 # Everything a user or CI runs. `just` itself is installed into the same environment (see README), so recipes use .venv.
 set shell := ["bash", "-euo", "pipefail", "-c"]
 
-py := ".venv/bin/python"
+export PATH := justfile_directory() / ".venv/bin:" + env("PATH")
+
+all_extras := "pipeline,trainer,metrics,pdf,ray,s3,dev"
 
 # list the recipes
 default:
-    @.venv/bin/just --list
+    @just --list
 
-# install what `extras` name, pinned; torch first, so that nothing pulls another build. Does nothing when it is done
+# install what `extras` names, pinned; torch first, so that nothing pulls another build. Does nothing when it is done
 install extras="pipeline,trainer,metrics":
     #!/usr/bin/env bash
     set -euo pipefail
-    stamp=".venv/.installed-$(cat pyproject.toml constraints.txt | sha256sum | cut -c1-16)-{{extras}}"
+    stamp=".venv/.installed-{{extras}}-$(cat pyproject.toml constraints.txt | sha256sum | cut -c1-16)"
     [ -e "$stamp" ] && exit 0
     echo "installing [{{extras}}] (once)" >&2
-    {{py}} -m pip install -q --disable-pip-version-check -c constraints.txt "$(grep '^torch==' constraints.txt)"
-    {{py}} -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[{{extras}}]"
+    pip() { python -m pip install -q --disable-pip-version-check -c constraints.txt "$@"; }
+    pip "$(grep '^torch==' constraints.txt)"
+    pip -e ".[{{extras}}]"
     touch "$stamp"
 
-# from clone to a trained checkpoint: renders 2,000 molecules, builds and verifies shards, trains the micro model on two processes
+# from a clone to a trained checkpoint: 2,000 rendered molecules, shards, and a micro model on two processes
 demo: install
-    {{py}} -m benchmarks.demo
+    pipeline render-chem --smiles sample --n 2000 --mode micro --out raw/rendered/chem-demo
+    pipeline train-tokenizer --recipe demo --vocab-size 512 --out raw/demo-tokenizer.json
+    pipeline build-shards --recipe demo
+    pipeline verify shards/demo
+    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 trainer/train.py --shards shards/demo --out runs/demo --resume
+    python trainer/plot.py runs/demo
+    python trainer/evaluate.py --shards shards/demo --checkpoint runs/demo --limit 8 --examples 8 --max-new-tokens 96
 
-# all tests, lint and types
-test: (install "pipeline,trainer,metrics,pdf,ray,s3,dev")
-    .venv/bin/ruff check .
-    .venv/bin/mypy
-    {{py}} -m pytest -n 2 --dist loadfile
+# lint, types and all quick tests
+test: (install all_extras)
+    ruff check .
+    mypy
+    python -m pytest -n 2 --dist loadfile
 
 # the long fault and scale runs
-test-slow: (install "pipeline,trainer,metrics,pdf,ray,s3,dev")
-    {{py}} -m pytest -m slow --timeout 3600
-
+test-slow: (install all_extras)
+    python -m pytest -m slow --timeout 3600
