@@ -18,7 +18,7 @@ from pipeline.footers import FileRef, read_footers
 from pipeline.hub.api import HubFile, list_files, resolve_revision
 from pipeline.hub.fetch import Outcome, Want, bring_all
 from pipeline.hub.record import Record, load_record
-from pipeline.hub.retry import DEFAULT, HubError, Retry
+from pipeline.hub.retry import DEFAULT, HubError, NotOnHub, Retry
 from pipeline.known import save_known
 from pipeline.plan import Plan, make_plan, options_of, source_refs
 from pipeline.recipe import FINEVISION, Recipe, RecipeError, SourceSpec, load_recipe, nearest, shipped
@@ -74,8 +74,8 @@ def subset_recipe(names: Sequence[str]) -> Recipe:
 def _is_folder(name: str) -> bool:
     """Whether the hub has a FineVision subset that the shipped table does not know yet."""
     try:
-        return bool(list_files(FINEVISION, name, policy=Retry(tries=3)))
-    except HubError:
+        return bool(list_files(FINEVISION, name))
+    except NotOnHub:
         return False
 
 
@@ -164,7 +164,8 @@ def download(recipe: Recipe, *, raw: Path, connections: int = CONNECTIONS, snaps
 
 def _plan_parquet(recipe: Recipe, raw: Path, policy: Retry, watch: Watch) -> Plan:
     """Reads the footers of every file of the recipe's sets on the hub, keeps them below raw, and plans."""
-    listings = [source_refs(source, raw, "hub") for source in recipe.sources]
+    pins: dict[str, str] = {}
+    listings = [source_refs(source, raw, "hub", pins) for source in recipe.sources]
     refs: list[FileRef] = [ref for _, found in listings for ref in found]
     watch.stage("footers", len(refs), "file")
     footers = iter(read_footers(refs, policy=policy, progress=watch.step))

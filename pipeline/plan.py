@@ -154,10 +154,11 @@ def versions() -> dict[str, str]:
     return found
 
 
-def source_refs(source: SourceSpec, raw: Path, origin: Origin) -> tuple[str, list[FileRef]]:
+def source_refs(source: SourceSpec, raw: Path, origin: Origin, pins: dict[str, str] | None = None) -> tuple[str, list[FileRef]]:
     """The revision of a source and its parquet files, sorted by name; an empty list where nothing is there.
 
-    Below raw, a set that `download` has fetched in part is listed whole: its absent files have no `local`.
+    Below raw, a set that `download` has fetched in part is listed whole: its absent files have no `local`. `pins` keeps the
+    revisions that were asked for, by repository, from one call to the next.
     """
     start = source.prefix
     if origin == "hub" and source.on_hub:
@@ -165,7 +166,10 @@ def source_refs(source: SourceSpec, raw: Path, origin: Origin) -> tuple[str, lis
         folder = inside.rpartition("/")[0]
         try:
             # what `download` pinned, so that every command speaks of the same files while the hub moves on
-            revision = load_record(raw, source.repo).revision or resolve_revision(source.repo)
+            pins = {} if pins is None else pins
+            if source.repo not in pins:
+                pins[source.repo] = load_record(raw, source.repo).revision or resolve_revision(source.repo)
+            revision = pins[source.repo]
             listed = list_files(source.repo, folder, revision)
         except NotOnHub:
             return "", []
@@ -187,8 +191,9 @@ def make_plan(recipe: Recipe, *, raw: Path, origin: Origin = "raw", tokenizer: T
               allow_missing: bool = False, progress: Callable[[int], None] = lambda n: None) -> Plan:
     """Plan a build from footers below `raw` or on the hub. Raises MissingSetsError; HubError when the hub fails."""
     revisions, refs, missing = [], [], {}
+    pins: dict[str, str] = {}
     for source in recipe.sources:
-        revision, found = source_refs(source, raw, origin)
+        revision, found = source_refs(source, raw, origin, pins)
         revisions.append(revision)
         refs.append(found)
         if not found:

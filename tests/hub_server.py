@@ -330,7 +330,9 @@ class Handler(BaseHTTPRequestHandler):
                 return self.missing("RevisionNotFound")
         files = repo.commits[commit]
         if not rest or rest[0] == "revision":
-            return self.answer(200, json.dumps(repo.info(commit)).encode())
+            only = ["_id", "id", *query["expand"]] if "expand" in query else None
+            info = {key: value for key, value in repo.info(commit).items() if only is None or key in only}
+            return self.answer(200, json.dumps(info).encode())
         if rest[0] == "refs":
             heads = [{"name": "main", "ref": "refs/heads/main", "targetCommit": repo.main}]
             return self.answer(200, json.dumps({"branches": heads, "converts": [], "tags": [],
@@ -438,7 +440,7 @@ def main() -> None:
     parser.add_argument("--log", type=Path)
     args = parser.parse_args()
     faults = seeded(args.fault_rate, 0, [Fault("429", retry_after="1"), Fault("503"), Fault("cut"), Fault("drop")])
-    log = open(args.log, "a", encoding="utf-8") if args.log else None  # noqa: SIM115
+    log = open(args.log, "a", encoding="utf-8") if args.log else None
     with HubServer(args.root, port=args.port, page=args.page, faults=faults if args.fault_rate else None,
                    log=log) as hub:
         print(hub.url, flush=True)

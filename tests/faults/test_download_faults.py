@@ -100,7 +100,8 @@ def test_forty_kills(big_root: Path, tmp_path: Path, seed: int) -> None:
 
 def test_interrupt_exits_130_at_once_and_goes_on(big_root: Path, tmp_path: Path) -> None:
     with HubServer(big_root) as hub:
-        hub.state.faults = lambda method, path, nth: Fault("stall", part=0.5, seconds=30) if nth > 1 and "/_storage/" in path else None
+        stall = Fault("stall", part=0.5, seconds=30)
+        hub.state.faults = lambda method, path, nth: stall if nth > 1 and "/_storage/" in path else None
         process = start(hub, tmp_path / "raw", tmp_path / "home")
         while sent(hub) < 3_000_000 and process.poll() is None:
             time.sleep(0.02)
@@ -112,7 +113,7 @@ def test_interrupt_exits_130_at_once_and_goes_on(big_root: Path, tmp_path: Path)
         assert time.monotonic() - began < 5, "nothing waits for a stalled connection"
         hub.state.faults = None
         process = start(hub, tmp_path / "raw", tmp_path / "home")
-        out, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
         assert whole(tmp_path / "raw", big_root, finished(tmp_path / "raw"))
         assert len(finished(tmp_path / "raw")) == FILES

@@ -1,0 +1,131 @@
+"""Plans all 185 FineVision subsets from a loopback hub: 9,491 files, 24.3 M rows in groups of 100. Time, memory, requests.
+
+    python benchmarks/plan_scale.py [--runs 3]
+
+The hub is simulated in a process of its own: files of 0.477 GB that are zeros before a real footer. Each cold run starts
+`pipeline plan --json` with an empty footer cache; a warm one follows each. Memory is the peak of the resident sets of
+the command and its helpers together, sampled every 50 ms. Takes about 3 minutes on two idle cores.
+"""
+
+import argparse
+import io
+import json
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pipeline.recipe import FINEVISION
+from pipeline.subsets import shipped_table
+from tests.hub_server import Blob, HubServer, Repo, tail_blob
+
+ROWS, FILE_SIZE, GROUP = 24_300_000, 477_000_000, 100
+
+
+def footer_of(rows: int) -> bytes:
+    """The footer of a FineVision file of `rows` rows, with its length and magic."""
+    images = pa.array([[{"bytes": b"", "path": "image.png"}]] * rows,
+                      pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())])))
+    texts = pa.array([[{"user": "What does the chart show?", "assistant": "It shows " + "x" * 60}]] * rows,
+                     pa.list_(pa.struct([("user", pa.string()), ("assistant", pa.string())])))
+    columns: dict[str, Any] = {"images": images, "texts": texts, "source": pa.array(["set"] * rows)}
+    for axis in ("relevance", "visual_dependency", "image_correspondence", "formatting"):
+        columns[f"{axis}_ratings"] = pa.array([[5]] * rows, pa.list_(pa.int64()))
+        columns[f"{axis}_min"] = pa.array([5] * rows)
+    out = io.BytesIO()
+    pq.write_table(pa.table(columns), out, row_group_size=GROUP)
+    data = out.getvalue()
+    return data[-8 - int.from_bytes(data[-8:-4], "little"):]
+
+
+def make_files() -> dict[str, Blob]:
+    """Every file of every subset; rows as the shipped table knows them, the rest of 24.3 M spread over the others."""
+    table = shipped_table().values()
+    known = sum(subset.rows or 0 for subset in table)
+    free_files = sum(subset.files for subset in table if subset.rows is None)
+    footers: dict[int, bytes] = {}
+    files = {}
+    for subset in table:
+        per_file = round((subset.rows / subset.files) if subset.rows else (ROWS - known) / free_files)
+        if per_file not in footers:
+            footers[per_file] = footer_of(per_file)
+        for k in range(subset.files):
+            name = f"{subset.name}/train-{k:05d}-of-{subset.files:05d}.parquet"
+            files[name] = tail_blob(FILE_SIZE, footers[per_file], name)
+    return files
+
+
+def serve(url: Any) -> None:
+    with HubServer(repos={FINEVISION: Repo(FINEVISION, make_files())}) as hub:
+        url.send(hub.url)
+        while url.recv() == "count":
+            url.send((len(hub.requests), sum(r.sent for r in hub.requests)))
+            hub.clear()
+
+
+def run(recipe: Path, folder: Path, endpoint: str) -> tuple[float, float, dict[str, Any]]:
+    """Seconds, peak MB, the report."""
+    env = {**os.environ, "HF_ENDPOINT": endpoint, "PIPELINE_CACHE": str(folder / "cache"), "HF_HOME": str(folder / "hf")}
+    start, peak = time.perf_counter(), 0
+    with open(folder / "report.json", "wb") as out:
+        process = subprocess.Popen([sys.executable, "-c", "from pipeline.cli import main; main()", "plan", "--recipe",
+                                    str(recipe), "--raw", str(folder / "raw"), "--json"], env=env, stdout=out)
+        watched = psutil.Process(process.pid)
+        while process.poll() is None:
+            total = 0
+            for one in [watched, *watched.children(recursive=True)]:
+                try:
+                    total += one.memory_info().rss
+                except psutil.Error:
+                    continue
+            peak = max(peak, total)
+            time.sleep(0.05)
+    assert process.returncode == 0
+    return time.perf_counter() - start, peak / 1e6, json.loads((folder / "report.json").read_bytes())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--runs", type=int, default=3)
+    runs = parser.parse_args().runs
+    here, there = multiprocessing.get_context("spawn").Pipe()
+    server = multiprocessing.get_context("spawn").Process(target=serve, args=(there,), daemon=True)
+    server.start()
+    endpoint = here.recv()
+    figures: dict[str, list[tuple[float, float, int, int]]] = {"cold": [], "warm": []}
+    with tempfile.TemporaryDirectory() as name:
+        recipe = Path(name) / "all.toml"
+        lines = ['name = "all"', 'mode = "base"']
+        for subset in shipped_table().values():
+            lines += [f'[sources."{subset.name}"]', f'bucket = "{subset.bucket}"']
+        recipe.write_text("\n".join(lines))
+        for index in range(runs):
+            folder = Path(name) / str(index)
+            folder.mkdir()
+            for kind in ("cold", "warm"):
+                seconds, peak, report = run(recipe, folder, endpoint)
+                here.send("count")
+                requests, sent = here.recv()
+                figures[kind].append((seconds, peak, requests, sent))
+                total = report["totals"]
+                print(f"{kind}: {seconds:.1f} s, {peak:.0f} MB, {requests:,} requests, {sent / 1e6:,.0f} MB sent, "
+                      f"{total['files']:,} files, {total['rows']:,} rows, {total['blocks']:,} blocks", flush=True)
+    here.send("stop")
+    for kind, rows in figures.items():
+        print(f"median {kind}: " + ", ".join(f"{statistics.median(column):,.1f} {unit}" for column, unit in
+                                             zip(zip(*rows, strict=True), ("s", "MB", "requests", "bytes"), strict=True)))
+
+
+if __name__ == "__main__":
+    main()
