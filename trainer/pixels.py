@@ -5,50 +5,85 @@
     pixel_values = group_views([ImageViews(view=view)])
 
 Pixels stay uint8 and interleaved (height, width, channel) up to the device: three bytes a pixel cross the process
-boundary and the bus, and nothing is transposed in a worker. Cost of a 1024-pixel page: decoding a few ms, placing
-nothing when the stored picture already has the canvas's size, else one resize.
+boundary and the bus, and nothing is transposed in a worker. Cost of a 1024-pixel page: decoding a JPEG some 4 ms,
+placing nothing when the stored picture already has the canvas's size, else one resize.
 """
 
 import io
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import simplejpeg  # type: ignore[import-untyped]
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from shards.geometry import PAD_COLOUR, TILE, get_mode, grid_of, placeholders, placement
 
 Pixels = npt.NDArray[np.uint8]
 
+# What a picture may be: Pillow would also open PostScript, by starting an interpreter for it.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+TURNS = {  # Exif orientation -> what makes it upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
 
 def decode_image(data: bytes) -> Pixels:
     """Encoded bytes -> uint8 [height, width, 3]: upright, RGB, alpha laid over white. ValueError if it cannot be read.
 
-    Stored pictures are already upright RGB or gray; the rest is for pictures that a user hands to sample.py.
+    Stored pictures are upright RGB or gray JPEG and PNG; the rest is for pictures that a user hands to sample.py, with
+    the pipeline's rules. JPEG goes through libjpeg-turbo directly: the same pixels as Pillow's, in two thirds of the time.
     """
+    if data[:3] == b"\xff\xd8\xff" and b"Exif\0\0" not in data[:65536]:
+        try:
+            if simplejpeg.decode_jpeg_header(data)[2] != "CMYK":
+                pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB")
+                return pixels
+        except ValueError:
+            pass  # a rare kind, or damage: Pillow reads it or says what is wrong
     try:
-        with Image.open(io.BytesIO(data)) as opened:
-            image = to_rgb(opened)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return np.asarray(_eight_bits(_upright(image), str(image.format)).convert("RGB"))
+    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         raise ValueError(f"not a readable picture ({len(data)} bytes): {error}") from error
-    return np.asarray(image)
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Upright RGB of a picture of any mode; transparent pixels show white, 16-bit gray is scaled and not clipped."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode in ("I", "I;16", "I;16L", "I;16B", "F"):
-        levels = np.asarray(image, dtype=np.float64)
-        image = Image.fromarray((levels / 257 if levels.max(initial=0) > 255 else levels).clip(0, 255).astype(np.uint8))
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its Exif says; metadata that cannot be read mean upright."""
+    try:
+        orientation = image.getexif().get(0x0112)
+    except Exception:  # Pillow's parsers raise whatever the damage leads to
+        orientation = None
+    image.load()
+    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
+
+
+def _eight_bits(image: Image.Image, kind: str) -> Image.Image:
+    """Gray of more than 8 bits brought to 8, transparency laid over white; other pictures as they are."""
+    if image.mode.startswith("I"):  # PNG means full scale by 16 bits; TIFF often holds 10 or 12 without saying so
+        levels = np.asarray(image).astype(np.int64).clip(min=0)
+        shift = 8 if kind == "PNG" else max(8, int(levels.max()).bit_length()) - 8
+        return Image.fromarray((levels >> shift).astype(np.uint8))
+    if image.mode == "F":
+        values = np.asarray(image, np.float64)
+        low, high = float(np.nanmin(values)), float(np.nanmax(values))
+        low, high = (0.0, 1.0) if low >= 0 and high <= 1 else (low, high if high > low else low + 1)
+        unit = (np.nan_to_num(values, nan=low) - low) / (high - low)
+        return Image.fromarray(np.rint(unit.clip(0, 1) * 255).astype(np.uint8))
+    if image.has_transparency_data:
+        layered = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), layered)
+    return image
 
 
 def place(image: Pixels, mode: str) -> Pixels:
