@@ -8,7 +8,8 @@ then the model's own text until it stops. The blind score asks again with each i
 the same source and size where there is one: a model that reads scores near nothing then. A model that guesses by the
 prompt scores the same twice.
 
-Writes OUT/report.md, OUT/report.json, OUT/answers.jsonl and OUT/pictures/; prints a table and ends with one line of JSON.
+Writes OUT/report.md, OUT/report.json, OUT/answers.jsonl and OUT/pictures/; prints examples and a table, and ends with one
+line of JSON.
 Answers that use tools, or that the sequence length cut, are left out and counted. Cost: two generations an answer; on a
 CPU a micro model answers some 20 short questions a second.
 """
@@ -35,7 +36,7 @@ from trainer.data.store import ShardDirectory, open_directory
 from trainer.generate import Prompt, decode_answer, generate, load_tokenizer, special_ids
 from trainer.model.vlm import VLM, load_pretrained
 from trainer.pixels import ImageViews, cut_tiles, decode_image, place
-from trainer.report import Answer, summarise, table_lines, write_report
+from trainer.report import Answer, example_lines, examples_of, summarise, table_lines, write_report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,7 +271,7 @@ def main() -> None:
     about = {"checkpoint": str(args.checkpoint), "step": meta.get("step"), "shards": args.shards, "split": args.split,
              "limit": args.limit, "left_out": dict(left_out)}  # fmt: skip
     write_report(out, answers, scores, pictures, about, args.examples)
-    print("\n".join(table_lines(scores)))
+    print("\n".join([*example_lines(examples_of(answers, args.examples)), "", *table_lines(scores)]))
     print(json.dumps({"out": str(out), **about, "all": scores["all"]}, ensure_ascii=False))
 
 

@@ -122,6 +122,26 @@ def fenced(text: str) -> str:
     return f"{fence}\n{text}\n{fence}"
 
 
+def examples_of(answers: Sequence[Answer], count: int) -> list[Answer]:
+    """The first `count` answers of each source."""
+    sources = sorted({answer.source for answer in answers})
+    return [answer for source in sources for answer in [one for one in answers if one.source == source][:count]]
+
+
+def example_lines(answers: Sequence[Answer], width: int = 160) -> list[str]:
+    """Truth and the model's own text under each other, for a terminal: one line each, cut at `width` characters."""
+
+    def short(text: str) -> str:
+        line = "".join(c if c.isprintable() else " " for c in " ".join(text.split()))  # a text may hold escape codes
+        return line if len(line) <= width else line[: width - 1] + "…"
+
+    return [
+        line
+        for answer in answers
+        for line in (f"{answer.source} {answer.key}", f"  truth  {short(answer.reference)}", f"  model  {short(answer.prediction)}")
+    ]
+
+
 def write_report(
     folder: Path,
     answers: Sequence[Answer],
@@ -135,9 +155,7 @@ def write_report(
     pictures: {(key, number of the answer): uint8 [height, width, 3]}. about: what was evaluated.
     """
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
-    shown: list[Answer] = []
-    for source in scores["by_source"]:
-        shown += [answer for answer in answers if answer.source == source][:examples]
+    shown = examples_of(answers, examples)
     lines = ["# Evaluation", "", *(f"- {name}: {value}" for name, value in about.items()), "", *table_lines(scores), ""]
     lines += [
         "Edit distance is normalised by the longer text (0 is best). Blind: the same question with another sample's picture;",

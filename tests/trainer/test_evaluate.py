@@ -22,7 +22,7 @@ from trainer.evaluate import Question, StoredImage, exchange, gather, questions_
 from trainer.generate import Prompt, load_tokenizer, special_ids
 from trainer.model.config import SIZES
 from trainer.model.vlm import VLM, save_pretrained
-from trainer.report import Answer, fenced, summarise, table_lines, write_report
+from trainer.report import Answer, example_lines, fenced, summarise, table_lines, write_report
 from trainer.sample import find_pictures
 from trainer.sample import main as sample_main
 
@@ -195,6 +195,8 @@ def test_report_survives_what_texts_hold(tmp_path: Path) -> None:
     assert report["step"] == 3
     assert report["by_source"]["c"]["answers"] == 1
     assert [json.loads(line)["reference"] for line in (tmp_path / "answers.jsonl").read_text("utf-8").splitlines()] == [nasty, "t"]
+    assert example_lines([*answers[1:], answer("d", "\x1b[31m red", "y" * 300)], width=9) == [
+        "c k", "  truth  t", "  model  u", "d k", "  truth   [31m red", "  model  " + "y" * 8 + "…"]  # fmt: skip
     assert fenced("plain") == "```\nplain\n```"
     assert table_lines(summarise(answers))[0].startswith("| source")
 
