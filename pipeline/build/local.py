@@ -1,16 +1,19 @@
 """Running tasks on this machine: worker processes that may die, hang or be killed without losing or changing anything.
 
 Each worker takes one task at a time and says through shared memory which row it is at. A worker that dies has its task started
-again; one that spends more than ROW_SECONDS of processor time at one row is killed. A row at which workers were lost three times
-is written to the quarantine, so that it is rejected by name in every later run, and the task starts again without it. Workers die
-with their parent. Cost of supervision: one poll of all workers every 50 ms.
+again, now row by row; one that spends more than ROW_SECONDS of processor time at one row is killed, and one that needs more than
+WORKER_BYTES ends itself. A row (or a row group that is being read) at which workers were lost STRIKES times is written to the
+quarantine, so that it is rejected by name in every later run, and the task starts again without it. Kills from outside count
+half: a user or a short memory may end any worker. Workers die with their parent. Cost of supervision: one poll every 50 ms.
 """
 
 import contextlib
 import ctypes
+import functools
 import itertools
 import multiprocessing
 import os
+import resource
 import signal
 import struct
 import sys
@@ -26,14 +29,19 @@ from typing import Any
 import psutil
 
 from pipeline.build.state import BuildState
-from pipeline.build.task import Task
+from pipeline.build.task import RENDER, Task
 from pipeline.plan import Plan, versions
 from pipeline.tokens import Tokenizer, prepare
 
 ROW_SECONDS = 120.0  # processor seconds at one row; the slowest real row seen takes under two
+WORKER_BYTES = 4 << 30  # of private memory: ordinary rows need under one, this is where a bomb ends
+OUT_OF_MEMORY = 77  # exit code of a worker that reached it
 STRIKES = 3
+MOST_LOSSES = 50  # of one task
+_OUTSIDERS = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP}  # exit codes of a worker that was killed
 _POLL = 0.05
 _BEAT_BYTES = 4096
+_BEAT = struct.Struct("<QQQ")  # beats, rows begun, bytes of text that follow: source, a zero, row
 _SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -62,6 +70,7 @@ class Worker:
     pipe: Connection
     beat: Any
     shard: int | None = None
+    rows_before: int = 0  # rows begun before this task
     seen: int = 0
     cpu_at: float = 0.0
 
@@ -93,7 +102,7 @@ class _Pool:
     fresh: Iterator[int]
     size: int
     workers: list[Worker] = field(default_factory=list)
-    strikes: Counter[tuple[int, str, str]] = field(default_factory=Counter)
+    strikes: Counter[tuple[int, int, str, str]] = field(default_factory=Counter)  # (shard, rows begun, source, row)
     losses: Counter[int] = field(default_factory=Counter)
     started: dict[int, float] = field(default_factory=dict)
 
@@ -128,11 +137,11 @@ class _Pool:
         return self.workers[-1]
 
     def _feed(self, worker: Worker, shard: int | None) -> None:
-        worker.shard, worker.seen, worker.cpu_at = shard, 0, 0.0
+        worker.shard, worker.seen, worker.cpu_at, worker.rows_before = shard, 0, 0.0, read_beat(worker.beat).rows
         if shard is not None:
             self.started[shard] = time.monotonic()
             with contextlib.suppress(BrokenPipeError):  # it died meanwhile: _receive sees that
-                worker.pipe.send((shard, self.state.quarantine()))
+                worker.pipe.send((shard, self.state.quarantine(), self.losses[shard] > 0))
 
     def _receive(self, worker: Worker) -> Iterator[TaskDone]:
         assert worker.shard is not None
@@ -148,48 +157,67 @@ class _Pool:
 
     def _watch(self, worker: Worker) -> None:
         """Kill a worker that spends too much processor time at one row."""
-        count, source, _ = _read_beat(worker.beat)
+        place = read_beat(worker.beat)
         try:
             times = psutil.Process(worker.process.pid).cpu_times()
         except psutil.NoSuchProcess:
             return
         cpu = times.user + times.system
-        if count != worker.seen or not source:
-            worker.seen, worker.cpu_at = count, cpu
+        if place.beats != worker.seen or not (place.source or place.row == RENDER):
+            worker.seen, worker.cpu_at = place.beats, cpu
         elif cpu - worker.cpu_at > ROW_SECONDS:
             worker.process.kill()
             worker.process.join()
-            self._lost(worker, f"spent {ROW_SECONDS:.0f} s of processor time")
+            self._lost(worker, f"spent {ROW_SECONDS:.0f} s of processor time", strike=2)
 
-    def _lost(self, worker: Worker, how: str) -> None:
+    def _lost(self, worker: Worker, how: str, strike: int | None = None) -> None:
         """A worker is gone: count a strike against its row, replace it, and start its task again."""
         worker.process.join()
         worker.pipe.close()
         shard = worker.shard
         assert shard is not None
-        _, source, row = _read_beat(worker.beat)
-        code = worker.process.exitcode
-        self.state.log("worker-lost", shard=shard, source=source, row=row, how=how, exitcode=code)
+        place, code = read_beat(worker.beat), worker.process.exitcode
+        self.state.log("worker-lost", shard=shard, source=place.source, row=place.row, how=how, exitcode=code)
         self.losses[shard] += 1
-        if source:
-            self.strikes[shard, source, row] += 1
-            if self.strikes[shard, source, row] >= STRIKES:
-                self.state.add_to_quarantine(source, row)
-        if self.losses[shard] > 50:
-            raise TaskFailed(f"shard {shard}: 50 workers were lost, the last (exit code {code}) {how} at {source} {row}. "
+        if place.source:  # the same row after as many others: workers lost by chance are lost at other places
+            key = shard, place.rows - worker.rows_before, place.source, place.row
+            self.strikes[key] += strike or (1 if code in _OUTSIDERS else 2)
+            if self.strikes[key] >= 2 * STRIKES:
+                self.state.add_to_quarantine(place.source, place.row)
+        if self.losses[shard] > MOST_LOSSES:
+            raise TaskFailed(f"shard {shard}: {MOST_LOSSES} workers were lost, the last (exit code {code}) {how} at "
+                             f"{place.source} {place.row}. "
                              "If exit codes are -9, the system may be short of memory: use fewer --workers")
         self.workers.remove(worker)
         self._feed(self._start(), shard)
 
     def _rows_of(self, worker: Worker) -> int:
-        return _read_beat(worker.beat)[0]
+        return read_beat(worker.beat).rows
 
 
-def _read_beat(memory: Any) -> tuple[int, str, str]:
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a worker is: beats and rows begun since it started, and the row (or row group) it works on."""
+
+    beats: int
+    rows: int
+    source: str
+    row: str
+
+
+def read_beat(memory: Any) -> Place:
+    """The last heartbeat in a worker's shared memory."""
     raw = memory.raw
-    count, length = struct.unpack_from("<QQ", raw)
-    source, _, row = raw[16:16 + length].decode(errors="replace").partition("\0")
-    return count, source, row
+    beats, rows, length = _BEAT.unpack_from(raw)
+    source, _, row = raw[_BEAT.size:_BEAT.size + length].decode(errors="replace").partition("\0")
+    return Place(beats=beats, rows=rows, source=source, row=row)
+
+
+def write_beat(memory: Any, source: str, row: str, begun: int = 0) -> None:
+    """Say where this worker is."""
+    text = f"{source}\0{row}".encode(errors="replace")[:_BEAT_BYTES - _BEAT.size]
+    beats, rows, _ = _BEAT.unpack_from(memory)
+    struct.pack_into(f"<QQQ{len(text)}s", memory, 0, beats + 1, rows + begun, len(text), text)
 
 
 def die_with_parent(parent: int) -> None:
@@ -211,21 +239,21 @@ def _work(plan: Plan, state: BuildState, tokenizer_json: bytes, name: str, revis
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
 
-    def write(source: str, row: str) -> None:
-        text = f"{source}\0{row}".encode(errors="replace")[:_BEAT_BYTES - 16]
-        count = struct.unpack_from("<Q", beat)[0] + 1
-        struct.pack_into(f"<QQ{len(text)}s", beat, 0, count, len(text), text)
-
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (min(WORKER_BYTES, most) if most != resource.RLIM_INFINITY else WORKER_BYTES, most))
+    write = functools.partial(write_beat, beat)
     try:
         check_versions(plan)
         tokenizer = prepare(tokenizer_json, name=name, revision=revision)
         while True:
-            shard, quarantine = pipe.recv()
-            result = Task(plan, shard, tokenizer, state.folders, write, quarantine).run()
+            shard, quarantine, alone = pipe.recv()
+            result = Task(plan, shard, tokenizer, state.folders, write, quarantine, alone=alone).run()
             write("", "")
             pipe.send(("done", result))
     except (EOFError, KeyboardInterrupt):
         return
+    except MemoryError:
+        os._exit(OUT_OF_MEMORY)  # without a word: the parent counts it against the row
     except BaseException as error:  # the parent reports it; nothing is swallowed
         with contextlib.suppress(BrokenPipeError):
             pipe.send(("failed", explain(error)))

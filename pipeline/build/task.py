@@ -11,11 +11,12 @@ import contextlib
 import json
 import os
 import shutil
+import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
@@ -29,7 +30,7 @@ from pipeline.images import FittedImage, fit_image
 from pipeline.pack import pack
 from pipeline.plan import SKIP_REASONS, Block, Plan, options_of
 from pipeline.recipe import SourceSpec
-from pipeline.render import render_conversations
+from pipeline.render import Rendered, render_conversations
 from pipeline.seeds import rng, share
 from pipeline.sources import KINDS
 from pipeline.sources.rows import Item, row_id
@@ -41,9 +42,18 @@ from shards.writer import Fields, publish, sync_folder, write_file, write_shard
 
 BATCH_ROWS = 64
 BATCH_CHARS = 2_000_000
-RENDER = "tokenizing"  # what a heartbeat says when no single row is being worked on
+BATCH_BYTES = 64 << 20  # of images, as they came and as they are stored
+RENDER = "tokenizing"  # what a heartbeat says while a whole batch is worked on
+WRITE = "writing"
 
-Beat = Callable[[str, str], None]
+# not the row's fault: an interrupt, a worker out of memory (its row gets a strike, see pipeline.build.local)
+_OURS = (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError)
+
+
+class Beat(Protocol):
+    """A heartbeat: which row (or row group) of which source is worked on from now, and how many rows were begun with it."""
+
+    def __call__(self, source: str, row: str, begun: int = 0) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +84,11 @@ class Task:
     """Builds one shard; `run` is the whole of it."""
 
     def __init__(self, plan: Plan, shard: int, tokenizer: Tokenizer, folders: Folders, beat: Beat,
-                 quarantine: frozenset[tuple[str, str]] = frozenset()) -> None:
+                 quarantine: frozenset[tuple[str, str]] = frozenset(), *, alone: bool = False) -> None:
+        """`quarantine`: (source, row or row group) that cost a worker. `alone`: tokenize row by row, so that heartbeats name
+        the row at which a worker is lost; the bytes are the same."""
         self.plan, self.shard, self.tokenizer, self.folders, self.beat = plan, shard, tokenizer, folders, beat
-        self.quarantine = quarantine
+        self.quarantine, self.alone = quarantine, alone
         self.rejects: list[RejectLine] = []
         self.counts: dict[str, Counter[str]] = {source.name: Counter() for source in plan.recipe.sources}
 
@@ -88,20 +100,22 @@ class Task:
         try:
             with Spool(work / "train.bin") as train, Spool(work / "val.bin") as val:
                 self._read(train, val)
-                self.beat("", RENDER)
+                self.beat("", WRITE)
                 return self._publish(work, train, val)
         finally:
             shutil.rmtree(work, ignore_errors=True)
 
     def _read(self, train: Spool, val: Spool) -> None:
         batch: list[Pending] = []
-        chars = 0
+        chars = size = 0
         for pending in self._pending():
             batch.append(pending)
             chars += sum(len(message.content) for message in pending.conversation.messages)
-            if len(batch) >= BATCH_ROWS or chars >= BATCH_CHARS:
+            size += sum(len(data) for data in pending.conversation.images)
+            size += sum(len(image.data) + len(image.tiles_data or b"") for image in pending.images)
+            if self.alone or len(batch) >= BATCH_ROWS or chars >= BATCH_CHARS or size >= BATCH_BYTES:
                 self._render(batch, train, val)
-                batch, chars = [], 0
+                batch, chars, size = [], 0, 0
         self._render(batch, train, val)
 
     def _pending(self) -> Iterator[Pending]:
@@ -116,19 +130,34 @@ class Task:
         options = options_of(spec)
         for name, row in self._rows(reader, block, spec):
             self.counts[spec.name]["rows"] += 1
-            self.beat(spec.name, name)
+            self.beat(spec.name, name, begun=1)
             try:
-                if isinstance(row, Reject):
-                    raise row
-                if (spec.name, name) in self.quarantine:
-                    raise Reject("worker-lost", "three workers died or stood still at this row")
-                conversation = KINDS[spec.kind].convert(row, source=spec.name, row_id=name, options=options)
-                images = tuple(fit_image(data, self.plan.recipe.mode_of(spec)) for data in conversation.images)
+                pending = self._fit(spec, options, name, row)
             except Reject as reject:
                 self._reject(spec.name, name, reject)
                 continue
-            yield Pending(spec=spec, conversation=conversation, images=images,
-                          val=share(conversation.key_hash(), "validation") < self.plan.recipe.validation)
+            yield pending
+
+    def _fit(self, spec: SourceSpec, options: Any, name: str, row: Item) -> Pending:
+        """A row as a conversation with its images fitted. Raises Reject, and nothing else that the row could be the cause of."""
+        if isinstance(row, Reject):
+            raise row
+        if (spec.name, name) in self.quarantine:
+            raise Reject("worker-lost", "workers died or stood still at this row, again and again")
+        mode = self.plan.recipe.mode_of(spec)
+        try:
+            conversation = KINDS[spec.kind].convert(row, source=spec.name, row_id=name, options=options)
+            least = geometry.placeholders(mode) * len(conversation.images)
+            if least > self.plan.recipe.seq_len and not conversation.page_breaks:  # as fit_to_length will say, but at no cost
+                raise Reject("over-length" if spec.overlong == "drop" else "images-exceed-length",
+                             f"at least {least} image tokens; seq_len is {self.plan.recipe.seq_len}")
+            images = tuple(fit_image(data, mode) for data in conversation.images)
+            val = share(conversation.key_hash(), "validation") < self.plan.recipe.validation
+        except (Reject, *_OURS):
+            raise
+        except BaseException as error:
+            reject_unexpected(error)
+        return Pending(spec=spec, conversation=conversation, images=images, val=val)
 
     def _rows(self, reader: BlockReader, block: Block, spec: SourceSpec) -> Iterator[tuple[str, Item]]:
         """(row id, row or Reject) of a block."""
@@ -136,9 +165,16 @@ class Task:
         skipped = {number: reason for reason, numbers in self.plan.skips.get(block.file, {}).items() for number in numbers}
         path = name.removeprefix(f"{spec.root}/")
         self.counts[spec.name]["row_groups"] += 1
-        for number, row in reader.rows(block):
+        group = f"{path}: row group {block.group}"
+        rows = reader.rows(block)
+        if (spec.name, group) in self.quarantine:
+            lost = Reject("unreadable-row-group", f"workers died or stood still reading row group {block.group}, again and again")
+            rows = ((block.first + index, lost) for index in range(block.start, block.stop, block.step))
+        self.beat(spec.name, group)
+        for number, row in rows:
             reason = skipped.get(number)
             yield row_id(path, number), row if reason is None else Reject(reason, SKIP_REASONS[reason])
+            self.beat(spec.name, group)
 
     def _reject(self, source: str, row: str, reject: Reject) -> None:
         self.rejects.append(RejectLine(source=source, row=row, reason=reject.reason, detail=reject.detail))
@@ -148,19 +184,39 @@ class Task:
         """Tokenize a batch and spool its samples."""
         if not batch:
             return
-        self.beat("", RENDER)
+        self.beat(*((batch[0].spec.name, batch[0].conversation.row) if self.alone else ("", RENDER)))
         placeholders = [[geometry.placeholders(image.mode, image.tiles) for image in item.images] for item in batch]
-        rendered = render_conversations([item.conversation for item in batch], placeholders, self.tokenizer)
-        for item, ids, counts in zip(batch, rendered, placeholders):
+        try:
+            rendered = render_conversations([item.conversation for item in batch], placeholders, self.tokenizer)
+        except _OURS:
+            raise
+        except BaseException:  # one row's fault: find out which
+            if len(batch) > 1:
+                for item in batch:
+                    self._render([item], train, val)
+                return
+            rendered = []
+        for at, item in enumerate(batch):
             self.counts[item.spec.name]["dropped_turns"] += item.conversation.dropped_turns
             try:
-                samples = fit_to_length(item.conversation, ids, counts, seq_len=self.plan.recipe.seq_len,
-                                        rule=item.spec.overlong, tokenizer=self.tokenizer)  # type: ignore[arg-type]
+                samples = self._cut(item, rendered[at] if rendered else None, placeholders[at])
             except Reject as reject:
                 self._reject(item.spec.name, item.conversation.row, reject)
                 continue
             for sample in samples:
                 self._spool(item, sample, val if item.val else train)
+
+    def _cut(self, item: Pending, rendered: Rendered | None, placeholders: list[int]) -> tuple[Fitted, ...]:
+        """The samples that a rendered row becomes (None: rendering failed, and says why when it is tried again)."""
+        try:
+            if rendered is None:
+                rendered = render_conversations([item.conversation], [placeholders], self.tokenizer)[0]
+            return fit_to_length(item.conversation, rendered, placeholders, seq_len=self.plan.recipe.seq_len,
+                                 rule=item.spec.overlong, tokenizer=self.tokenizer)  # type: ignore[arg-type]
+        except (Reject, *_OURS):
+            raise
+        except BaseException as error:
+            reject_unexpected(error)
 
     def _spool(self, item: Pending, sample: Fitted, spool: Spool) -> None:
         images = [item.images[index] for index in sample.images]
@@ -237,3 +293,13 @@ def sample_meta(sample: Fitted, images: list[FittedImage]) -> dict[str, Any]:
                    for anchor, image in zip(conversation.anchors, images)],
         "meta": json.dumps(meta, ensure_ascii=False, sort_keys=True),
     }
+
+
+def reject_unexpected(error: BaseException) -> NoReturn:
+    """Raise a Reject for what pure functions of a row raised and should not have: it would fail the same way every time, so it
+    costs its row. A defect of ours, hence the place in the code; an error of the disk or the network is raised as it is."""
+    if isinstance(error, OSError) and error.errno is not None:
+        raise error
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    words = " ".join(str(error).encode(errors="replace").decode().split())[:200]
+    raise Reject("unexpected", f"{type(error).__name__}: {words} ({Path(frame.filename).name}:{frame.lineno})") from error
