@@ -49,6 +49,7 @@ CHECK_ROWS = 8  # rows of a quick look for collapse
 EARLY_STEPS = 500  # how long such looks are taken every --check-every steps
 DEVICE_TOKENS = {"micro": 65536, "nano": 65536, "full": 16384}  # at once on a GPU, without --device-batch-size
 CPU_TOKENS = 4096
+LOST_RANK = re.compile(r"Connection (closed|reset) by peer|Broken pipe|NCCL|Timed out waiting", re.IGNORECASE)
 
 
 class Stop(Exception):
@@ -182,8 +183,8 @@ class Training:
 def build(settings: Settings, data: Data, place: Place, say: Any) -> Training:
     """A model with fresh or given weights, on its device, with its optimizer; without DDP yet."""
     torch.manual_seed(settings.seed)
-    specials = data.manifest["specials"]
-    config = SIZES[settings.model].with_tokens(vocab_size=data.manifest["vocab_size"], image_token_id=specials["<|image|>"])
+    rules = Rules.of(data.manifest, "all")
+    config = SIZES[settings.model].with_tokens(vocab_size=rules.vocab_size, image_token_id=rules.image_id)
     model = VLM(config)
     if settings.init and place.rank == 0:  # DDP hands rank 0's weights to the others
         source = Path(settings.init)
@@ -458,7 +459,7 @@ def run(settings: Settings, directories: Sequence[ShardDirectory], place: Place)
         if control is not None:
             # Without device_ids DDP leaves the inputs alone, which are on the device already.
             training = dataclasses.replace(training, wrapped=DistributedDataParallel(
-                training.model, broadcast_buffers=False, gradient_as_bucket_view=True))
+                training.model, gradient_as_bucket_view=True))
         if lock:
             runlog.rewind(settings.out / "log.jsonl", progress.step or -1)
             (settings.out / "settings.json").write_text(json.dumps(settings.to_json(), indent=1) + "\n", "utf-8")
@@ -483,6 +484,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     guard_rank()
     first = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    place = Place.find("cpu")
     try:
         place = Place.find(arguments.device)
         cache = Cache(folder=arguments.cache, bytes=int(arguments.cache_gb * 1e9)) if arguments.cache else None
@@ -505,6 +507,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    except RuntimeError as error:
+        if not (dist.is_available() and place.ranks > 1 and LOST_RANK.search(str(error))):
+            raise
+        print(f"rank {place.rank} ends because another rank has ended ({str(error).splitlines()[0][:200]})", file=sys.stderr)
+        return 1
     if place.rank == 0:
         print(json.dumps(summary))
     return 0
