@@ -4,6 +4,7 @@
     mostly the pixel to the left again ("flat":     PNG without loss; gray of 4 or 16 even levels with 2 or 4 bits a pixel,
     text, tables, drawings, screenshots)            which every decoder opens as 8-bit gray
     ... and gray, resampled, with steep edges       PNG of 16 gray levels
+    at most 16,384 values                           PNG without loss
     photographs and scans                           JPEG 4:4:4, quality 90, or 5 above the source's own (80 at least)
 
 Sixteen levels: resampling line art invents gray levels at the edges of strokes, and they double the bytes. On 26 rendered pages 16
@@ -26,6 +27,7 @@ STEEP_FLAT_SHARE = 0.7
 SMALL_STEP = 8  # of 255
 SMALL_STEPS_SHARE = 0.35  # rendered pages 0.14-0.30, scans and JPEG pages 0.48-0.74, photographs 0.55-0.90
 PNG_ENOUGH = 0.125  # bytes a value at which no JPEG is tried
+TINY = 1 << 14  # values; JPEG would spend 600 bytes on its tables alone
 _SAMPLED_ROWS = 128
 # gray value -> nearest of 2^bits even levels, as an index
 _LEVELS = {bits: ((np.arange(256) * ((1 << bits) - 1) + 127) // 255).astype(np.uint8) for bits in (2, 4)}
@@ -80,13 +82,13 @@ def encode(pixels: Pixels, *, resampled: bool, source_quality: int | None = None
     """
     pixels = np.ascontiguousarray(as_gray(pixels))
     share = flat_share(pixels)
+    if pixels.size <= TINY and source_quality is None:
+        return (_gray_png(pixels, share, resampled=False) if pixels.ndim == 2 else write_png(pixels)), "png"
     png = b""
     if pixels.ndim == 2 and share >= FLAT_SHARE:
         png = _gray_png(pixels, share, resampled=resampled)
     elif pixels.ndim == 3 and share >= FLAT_SHARE and source_quality is None:
         png = write_png(pixels)
-    elif pixels.size <= 1 << 14:
-        png = write_png(pixels)  # JPEG spends some 600 bytes on its tables
     if png and len(png) <= PNG_ENOUGH * pixels.size:
         return png, "png"
     jpeg = encode_jpeg(pixels, QUALITY if source_quality is None else min(QUALITY, max(LOWEST_QUALITY, source_quality + 5)))

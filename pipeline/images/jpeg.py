@@ -8,16 +8,15 @@ pixels depend on, which makes a file without Exif, ICC, thumbnails or further pi
 import re
 from dataclasses import dataclass
 
+from pipeline.images.probe import Malformed
+
 _NEXT_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 SEQUENTIAL_OR_PROGRESSIVE = frozenset((0xC0, 0xC1, 0xC2))
 PROGRESSIVE = 0xC2
 _NEEDED_APP = {0xE0: b"JFIF\0", 0xEE: b"Adobe"}
+MAX_SEGMENTS = 10_000
 MAX_XMP = 1 << 20  # an orientation beyond the first MiB of XMP is nobody's
-
-
-class Malformed(ValueError):
-    """The markers do not make a picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,13 +59,16 @@ def parse_jpeg(data: bytes) -> JpegInfo:
     pieces: list[tuple[int, int]] = [(0, 2)]
     exif, xmp, metadata, scans, quality = b"", b"", 0, 0, 100
     frame = (0, 0, 0, 0, 0)
-    position, size, ended = 2, len(data), False
+    position, size, segments, ended = 2, len(data), 0, False
     while position < size and not ended:
         found = _NEXT_MARKER.search(data, position)
         if found is None:
             break
         metadata += found.start() - position if scans == 0 else 0
         start, marker = found.start(), data[found.start() + 1]
+        segments += 1
+        if segments > MAX_SEGMENTS:
+            raise Malformed(f"more than {MAX_SEGMENTS} segments")
         if scans:
             pieces.append((position, start))  # the entropy-coded data before this marker
         if marker == 0xD9:
@@ -103,6 +105,8 @@ def parse_jpeg(data: bytes) -> JpegInfo:
         position = stop
     if not frame[4] or not scans:
         raise Malformed("no picture data" if frame[4] else "no frame header")
+    if not ended and (scans > 1 or frame[4] == PROGRESSIVE):
+        raise Malformed("it ends without its end marker, so scans may be missing")
     trailing = size - position if ended else 0
     if not ended:
         pieces.append((position, size))

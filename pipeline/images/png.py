@@ -21,6 +21,8 @@ from isal import isal_zlib
 from isal.igzip_lib import IsalError
 from numpy.typing import NDArray
 
+from pipeline.images.probe import Malformed
+
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _CRITICAL = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 _KEPT = (b"IHDR", b"PLTE", b"tRNS", b"IDAT")
@@ -29,11 +31,7 @@ _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 MAX_CHUNKS = 200_000
 MAX_METADATA = 1 << 20  # bytes of Exif or XMP that are looked at
-REPACK_BYTES = 32 << 20  # raw picture data up to this are held in memory for the uncompressed copy
-
-
-class Malformed(ValueError):
-    """The chunks do not make a picture."""
+REPACK_BYTES = 16 << 20  # raw picture data up to this are held in memory for the uncompressed copy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,8 +194,9 @@ def checked_rows(data: bytes, info: PngInfo) -> bytes:
             seen += len(inflate.decompress(inflate.unconsumed_tail, 1))
     except IsalError as error:  # type: ignore[misc]  # its stub is no exception
         raise Malformed(f"image data do not inflate: {error}") from None
-    if seen < info.raw or not inflate.eof:
-        raise Malformed(f"image data hold {'more than ' if seen > info.raw else ''}{min(seen, info.raw):,} of {info.raw:,} bytes")
+    if seen != info.raw or not inflate.eof:
+        held_text = "more than" if seen > info.raw else "no whole stream of" if seen == info.raw else f"{seen:,} of"
+        raise Malformed(f"image data hold {held_text} {info.raw:,} bytes")
     if held and not info.interlaced:
         rows = np.frombuffer(held, np.uint8).reshape(info.height, -1)
         if rows[:, 0].max() > 4:
@@ -220,12 +219,12 @@ def unpacked(data: bytes, info: PngInfo) -> bytes:
 
 def _stored(rows: bytes) -> bytes:
     """A zlib stream of stored blocks: five bytes a block of at most 65,535, and the Adler-32 checksum at the end."""
-    view, parts = memoryview(rows), [b"\x78\x01"]
+    view, parts = memoryview(rows), [memoryview(b"\x78\x01")]
     for start in range(0, len(view), 0xFFFF):
         block = view[start:start + 0xFFFF]
         last = start + len(block) == len(view)
-        parts += [struct.pack("<BHH", last, len(block), len(block) ^ 0xFFFF), block]
-    return b"".join([*parts, struct.pack(">I", isal_zlib.adler32(rows))])
+        parts += [memoryview(struct.pack("<BHH", last, len(block), len(block) ^ 0xFFFF)), block]
+    return b"".join(parts) + struct.pack(">I", isal_zlib.adler32(rows))
 
 
 def _packed(rows: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
