@@ -7,7 +7,6 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import xxhash
 from rdkit import Chem
 
@@ -18,7 +17,7 @@ from pipeline.chem.faithful import cross_unknown, misdrawn
 from pipeline.chem.job import Job
 from pipeline.chem.layout import fit_canvas, lay_out
 from pipeline.chem.molecules import parse
-from pipeline.chem.png import encode_jpeg, encode_png
+from pipeline.chem.png import encode_frame, encode_jpeg, encode_png
 from pipeline.chem.strings import Unfit
 from pipeline.chem.styles import Style, sample_style
 from pipeline.chem.surface import PixelSource
@@ -58,13 +57,13 @@ def depict(canonical: str, copy: int, job: Job, source: PixelSource) -> Drawing:
     legend = write_legend(style, rng)
     prepared = _prepared(shown, smiles, style, rng)
     canvas = fit_canvas(prepared, style, job.size, legend=bool(legend))
-    pixels = draw(prepared, style, canvas, job.size, source, legend)
-    if _blank(pixels):
-        raise Unfit("blank", "the drawing has no ink")
-    pixels = apply_effects(pixels, style, job.size, canvas.bond, rng)
+    frame = draw(prepared, style, canvas, job.size, source, legend)
+    pixels = apply_effects(frame.pixels, style, job.size, canvas.bond, rng)
     quality = round(style.number("effect.jpeg"))
     if quality:
         image = encode_jpeg(pixels, quality=quality)
+    elif pixels is frame.pixels:
+        image = encode_frame(frame)
     else:
         image = encode_png(pixels, one_bit=style.flag("effect.scan") and not style.number("effect.noise"))
     answer = write_target(job.target, drawn, rng)
@@ -113,12 +112,3 @@ def _prepared(molecule: Any, smiles: str, style: Style, rng: random.Random) -> A
         if not wrong:
             return prepared
     raise Unfit("stereo-not-drawn", wrong)
-
-
-def _blank(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> bool:
-    """Whether no pixel differs from the corner's; a coarse grid is tried first, the whole only when that is even."""
-    corner = pixels[0, 0]
-    coarse = pixels[:: max(1, pixels.shape[0] // 128), :: max(1, pixels.shape[1] // 128)]
-    return bool((coarse == corner).all()) and bool((pixels == corner).all())
-
-

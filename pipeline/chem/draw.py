@@ -11,6 +11,8 @@ from rdkit import RDConfig
 from rdkit.Chem.Draw import rdMolDraw2D
 
 from pipeline.chem.layout import UNIT_BOND, Canvas
+from pipeline.chem.png import Frame, open_frame
+from pipeline.chem.strings import Unfit
 from pipeline.chem.styles import Style
 from pipeline.chem.surface import PixelSource
 
@@ -46,23 +48,28 @@ def is_gray(style: Style) -> bool:
     return style.name("colour.palette") == "black" and style.name("colour.background") in ("white", "grey")
 
 
-def draw(molecule: Any, style: Style, canvas: Canvas, size: int, source: PixelSource, legend: str = "") -> Pixels:
-    """Pixels of a prepared molecule: uint8 [height, width] when `is_gray(style)`, else [height, width, 3] RGB."""
+def draw(molecule: Any, style: Style, canvas: Canvas, size: int, source: PixelSource, legend: str = "") -> Frame:
+    """The picture of a prepared molecule: gray when `is_gray(style)`, else RGB. Raises Unfit("blank") when it has no ink."""
     drawer = _open_drawer(style, canvas, size)
     drawer.DrawMolecule(molecule, legend=legend)
     drawer.FinishDrawing()
-    pixels = source.bgrx(drawer, canvas.width, canvas.height)
-    if is_gray(style):
-        # green stands for all three; a 32-bit read cut to its low byte is three times as fast as a strided copy, and
-        # the low byte is blue, the same value
-        if pixels.strides[1] == 4 and pixels.strides[2] == 1 and pixels.strides[0] % 4 == 0:
-            wide: NDArray[np.uint32] = np.frombuffer(_base(pixels), dtype=np.uint32).reshape(canvas.height, -1)
-            return wide[:, : canvas.width].astype(np.uint8)
-        return np.ascontiguousarray(pixels[:, :, 0])
-    rgb = np.empty((canvas.height, canvas.width, 3), dtype=np.uint8)
-    for channel in range(3):
-        rgb[:, :, channel] = pixels[:, :, 2 - channel]
-    return rgb
+    drawn = source.bgrx(drawer, canvas.drawn_width, canvas.drawn_height)
+    bottom, right = canvas.top + canvas.drawn_height, canvas.left + canvas.drawn_width
+    inside = slice(canvas.top, bottom), slice(canvas.left, right)
+    gray = is_gray(style)
+    frame = open_frame(canvas.width, canvas.height, channels=1 if gray else 3)
+    background = drawn[0, 0, 0] if gray else drawn[0, 0, 2::-1]
+    for around in np.s_[: canvas.top, :], np.s_[bottom:, :], np.s_[inside[0], : canvas.left], np.s_[inside[0], right:]:
+        frame.pixels[around] = background
+    if gray:
+        # one 32-bit read cut to its low byte (blue, equal to the others) is three times as fast as a strided copy
+        frame.pixels[inside] = drawn.view("<u4")[:, :, 0]
+    else:
+        for channel in range(3):
+            frame.pixels[(*inside, channel)] = drawn[:, :, 2 - channel]
+    if _is_blank(frame.pixels[inside]):
+        raise Unfit("blank", "the drawing has no ink")
+    return frame
 
 
 def draws_lines(style: Style) -> bool:
@@ -97,7 +104,7 @@ def write_legend(style: Style, rng: random.Random) -> str:
 
 
 def _open_drawer(style: Style, canvas: Canvas, size: int) -> Any:
-    drawer: Any = rdMolDraw2D.MolDraw2DCairo(canvas.width, canvas.height)
+    drawer: Any = rdMolDraw2D.MolDraw2DCairo(canvas.drawn_width, canvas.drawn_height)
     options: Any = drawer.drawOptions()
     options.includeMetadata = False  # else the PNG of the public route carries the molecule: the answer
     options.prepareMolsBeforeDrawing = False
@@ -123,7 +130,7 @@ def _open_drawer(style: Style, canvas: Canvas, size: int) -> Any:
     options.annotationFontScale = style.number("notes.scale")
     options.dummiesAreAttachments = draws_lines(style)
     options.legendFontSize = max(8, round(34 * unit))
-    options.legendFraction = canvas.legend / canvas.height
+    options.legendFraction = canvas.legend / canvas.drawn_height
     # RDKit marks atoms that nearly touch with a coloured box: a developer's aid, not part of a drawing
     options.flagCloseContactsDist = -1
     return drawer
@@ -153,8 +160,7 @@ def _colours(options: Any, style: Style) -> None:
         getattr(options, f"set{setter}Colour")(line)
 
 
-def _base(pixels: Pixels) -> Any:
-    base = pixels
-    while isinstance(base.base, np.ndarray):
-        base = base.base
-    return base
+def _is_blank(pixels: Pixels) -> bool:
+    """Whether no pixel differs from the corner's; a coarse grid is tried first, the whole only when that is even."""
+    corner = pixels[0, 0]
+    return bool((pixels[::8, ::16] == corner).all()) and bool((pixels == corner).all())

@@ -38,10 +38,7 @@ def apply_effects(pixels: Pixels, style: Style, size: int, bond: float, rng: ran
     if scan:
         pixels = _threshold(pixels, generator)
     if noise:
-        field = generator.standard_normal(pixels.shape[:2], dtype=np.float32) * np.float32(noise)
-        if pixels.ndim == 3:
-            field = field[:, :, None]
-        pixels = np.clip(np.rint(pixels.astype(np.float32) + field), 0, 255).astype(np.uint8)
+        pixels = _noise(pixels, noise, generator)
     if speckle:
         pixels = _speckle(pixels, speckle, generator)
     return pixels
@@ -76,6 +73,16 @@ def _blur(pixels: Pixels, radius: float) -> Pixels:
     from PIL import Image, ImageFilter
 
     return np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(radius)))
+
+
+def _noise(pixels: Pixels, deviation: float, generator: np.random.Generator) -> Pixels:
+    """The same grain in every channel; whole grey levels in 16 bits, a few rows at a time, to stay small."""
+    out = np.empty_like(pixels)
+    for top in range(0, pixels.shape[0], 128):
+        rows = pixels[top : top + 128]
+        grain = np.rint(generator.standard_normal(rows.shape[:2], dtype=np.float32) * np.float32(deviation)).astype(np.int16)
+        out[top : top + 128] = np.clip(rows + (grain if pixels.ndim == 2 else grain[:, :, None]), 0, 255)
+    return out
 
 
 def _threshold(pixels: Pixels, generator: np.random.Generator) -> Pixels:

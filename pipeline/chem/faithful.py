@@ -11,7 +11,7 @@ from typing import Any
 from rdkit import Chem
 
 _NONE = Chem.ChiralType.CHI_UNSPECIFIED
-_DOUBLE = Chem.BondType.DOUBLE
+_INNER_DOUBLE = Chem.MolFromSmarts("[*;!D1]=[*;!D1]")  # a further atom at both ends
 _SIDES = {
     Chem.BondStereo.STEREOZ: 1, Chem.BondStereo.STEREOCIS: 1, Chem.BondStereo.STEREOE: -1, Chem.BondStereo.STEREOTRANS: -1,
 }
@@ -19,12 +19,13 @@ _SIDES = {
 
 def cross_unknown(molecule: Any) -> None:
     """Marks double bonds that could be cis or trans, and do not say which, as drawn crossed."""
-    if not any(map(_could_be_stereo, molecule.GetBonds())):
+    ends = molecule.GetSubstructMatches(_INNER_DOUBLE)
+    if not any(_could_be_stereo(molecule.GetBondBetweenAtoms(*pair)) for pair in ends):
         return
     for info in Chem.FindPotentialStereo(molecule, cleanIt=False, flagPossible=True):
         if info.type == Chem.StereoType.Bond_Double and info.specified == Chem.StereoSpecified.Unspecified:
             bond = molecule.GetBondWithIdx(info.centeredOn)
-            if _could_be_stereo(bond):
+            if tuple(sorted((bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()))) in {tuple(sorted(pair)) for pair in ends}:
                 bond.SetStereo(Chem.BondStereo.STEREOANY)
 
 
@@ -50,10 +51,8 @@ def misdrawn(prepared: Any, smiles: str) -> str:
 
 
 def _could_be_stereo(bond: Any) -> bool:
-    """A double bond outside small rings, unspecified, with a further atom at both ends."""
-    if bond.GetBondType() != _DOUBLE or bond.GetStereo() != Chem.BondStereo.STEREONONE:
-        return False
-    if bond.GetBeginAtom().GetDegree() < 2 or bond.GetEndAtom().GetDegree() < 2:
+    """Whether a double bond is unspecified and in no small ring."""
+    if bond.GetStereo() != Chem.BondStereo.STEREONONE:
         return False
     return not any(bond.IsInRingSize(size) for size in range(3, 8)) if bond.IsInRing() else True
 

@@ -16,6 +16,7 @@ from pipeline.chem.strings import Unfit
 from pipeline.chem.styles import Style
 
 UNIT_BOND = 1.5  # RDKit's depictions have bonds of 1.5 units
+_LABEL_ROOM = (5.0, 2.5)  # units that the longest labels may add across and upright, both sides together
 _LABEL_MARGIN = 0.9  # units that labels at the rim may add, both sides together
 _LEGEND_HEIGHT, _LEGEND_WIDTH = 64, 560  # pixels of a picture of 1024: room for a line of 34-pixel letters
 _LEAST_SIDE = 48  # pixels of a picture of 1024: a crop or a natural canvas is never thinner
@@ -23,11 +24,18 @@ _LEAST_SIDE = 48  # pixels of a picture of 1024: a crop or a natural canvas is n
 
 @dataclass(frozen=True, kw_only=True)
 class Canvas:
-    """Picture size in pixels, the strip at its foot that a legend takes, the estimated length of a bond, and the cap on
-    bonds that RDKit is given."""
+    """Where a molecule is drawn: the picture, the part of it that is given to RDKit, the lengths of bonds; all in pixels.
+
+    Clearing and copying a canvas of 1024x1024 costs half as much as the drawing, and most of it is empty: RDKit gets the
+    part that the molecule needs, and the rest is filled with background.
+    """
 
     width: int
     height: int
+    left: int
+    top: int
+    drawn_width: int
+    drawn_height: int
     legend: int
     bond: float
     longest_bond: float
@@ -61,9 +69,10 @@ def lay_out(molecule: Any, style: Style, engine: str, rng: random.Random) -> Non
 
 
 def fit_canvas(molecule: Any, style: Style, size: int, *, legend: bool) -> Canvas:
-    """The picture's size for a laid-out molecule: at most `size` a side."""
-    positions = molecule.GetConformer().GetPositions()[:, :2]
-    extent = positions.max(axis=0) - positions.min(axis=0) + _LABEL_MARGIN
+    """The picture's size for a laid-out molecule, at most `size` a side. `bond` is an estimate."""
+    positions = molecule.GetConformer().GetPositions()
+    low, high = positions.min(axis=0).tolist(), positions.max(axis=0).tolist()
+    wide, tall = high[0] - low[0] + _LABEL_MARGIN, high[1] - low[1] + _LABEL_MARGIN
     unit = size / 1024
     strip = round(_LEGEND_HEIGHT * unit) if legend else 0
     inside = 1 - 2 * style.number("canvas.padding")
@@ -75,11 +84,19 @@ def fit_canvas(molecule: Any, style: Style, size: int, *, legend: bool) -> Canva
     else:
         # a crop fills its longer side, as long as the bonds stay below twice their usual length
         longest *= 2.0 if mode == "crop" else 1.0
-        wanted = extent * longest / UNIT_BOND / inside
-        shrink = min(1.0, size / float(wanted[0]), (size - strip) / float(wanted[1]))
-        width = max(least, min(size, math.ceil(float(wanted[0]) * shrink)))
-        height = max(least, min(size - strip, math.ceil(float(wanted[1]) * shrink)))
+        per_unit = longest / UNIT_BOND / inside
+        shrink = min(1.0, size / (wide * per_unit), (size - strip) / (tall * per_unit))
+        width = max(least, min(size, math.ceil(wide * per_unit * shrink)))
+        height = max(least, min(size - strip, math.ceil(tall * per_unit * shrink)))
         if strip:
             width = max(width, min(size, round(_LEGEND_WIDTH * unit)))
-    scale = min(width * inside / float(extent[0]), height * inside / float(extent[1]), longest / UNIT_BOND)
-    return Canvas(width=width, height=height + strip, legend=strip, bond=scale * UNIT_BOND, longest_bond=longest)
+    scale = min(width * inside / wide, height * inside / tall, longest / UNIT_BOND)
+    drawn_width, drawn_height = width, height + strip
+    if not strip:
+        # what RDKit needs to reach the same scale, with room for the longest labels
+        drawn_width = min(width, math.ceil((wide + _LABEL_ROOM[0]) * scale / inside))
+        drawn_height = min(height, math.ceil((tall + _LABEL_ROOM[1]) * scale / inside))
+    return Canvas(
+        width=width, height=height + strip, left=(width - drawn_width) // 2, top=(height + strip - drawn_height) // 2,
+        drawn_width=drawn_width, drawn_height=drawn_height, legend=strip, bond=scale * UNIT_BOND, longest_bond=longest,
+    )

@@ -7,6 +7,7 @@ Level 1's output depends on the isal version and the processor's instruction set
 
 import struct
 import zlib
+from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
@@ -18,30 +19,57 @@ _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GRAY, _RGB = 0, 2
 
 
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """A picture in the memory layout of a PNG, so that encoding copies nothing.
+
+    `rows`: uint8 [height, 1 + width * channels], column 0 the filter byte (0). `pixels`: a view of the rest, [height,
+    width] or [height, width, 3].
+    """
+
+    rows: Pixels
+    pixels: Pixels
+
+
+def open_frame(width: int, height: int, *, channels: int) -> Frame:
+    """A frame whose pixels hold anything yet. `channels` is 1 or 3."""
+    assert channels in (1, 3), channels
+    rows = np.empty((height, 1 + width * channels), dtype=np.uint8)
+    rows[:, 0] = 0
+    if channels == 1:
+        return Frame(rows=rows, pixels=rows[:, 1:])
+    strides = (1 + width * 3, 3, 1)
+    return Frame(rows=rows, pixels=np.ndarray((height, width, 3), np.uint8, rows.data, offset=1, strides=strides))
+
+
+def encode_frame(frame: Frame) -> bytes:
+    """PNG of a frame."""
+    return _encode(frame.rows, frame.pixels.shape[1], _GRAY if frame.pixels.ndim == 2 else _RGB, 8)
+
+
 def encode_png(pixels: Pixels, *, one_bit: bool = False) -> bytes:
     """PNG of uint8 [height, width] (gray) or [height, width, 3] (RGB).
 
     With `one_bit` a gray picture of 0 and 255 is written as one-bit gray, eight pixels a byte.
     """
     height, width = pixels.shape[:2]
+    if one_bit:
+        assert pixels.ndim == 2, pixels.shape
+        packed = np.packbits(pixels > 127, axis=1)
+        rows = np.zeros((height, packed.shape[1] + 1), dtype=np.uint8)
+        rows[:, 1:] = packed
+        return _encode(rows, width, _GRAY, 1)
+    frame = open_frame(width, height, channels=1 if pixels.ndim == 2 else 3)
+    frame.pixels[:] = pixels
+    return encode_frame(frame)
+
+
+def _encode(rows: Pixels, width: int, colour_type: int, depth: int) -> bytes:
+    height = rows.shape[0]
     assert 0 < width < 1 << 16, width
     assert 0 < height < 1 << 16, height
-    if pixels.ndim == 3:
-        assert pixels.shape[2] == 3, pixels.shape
-        kind, depth, row = _RGB, 8, pixels.reshape(height, width * 3)
-    elif one_bit:
-        kind, depth, row = _GRAY, 1, np.packbits(pixels > 127, axis=1)
-    else:
-        kind, depth, row = _GRAY, 8, pixels
-    filtered = np.zeros((height, row.shape[1] + 1), dtype=np.uint8)
-    filtered[:, 1:] = row
-    return encode_filtered(filtered, width=width, colour_type=kind, depth=depth)
-
-
-def encode_filtered(filtered: Pixels, *, width: int, colour_type: int, depth: int) -> bytes:
-    """PNG of rows that already carry their filter byte (0) in column 0: uint8 [height, 1 + bytes a row]."""
-    header = struct.pack(">IIBBBBB", width, filtered.shape[0], depth, colour_type, 0, 0, 0)
-    data = isal_zlib.compress(filtered, 1)
+    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
+    data = isal_zlib.compress(rows, 1)
     return b"".join((_SIGNATURE, _chunk(b"IHDR", header), _chunk(b"IDAT", data), _chunk(b"IEND", b"")))
 
 

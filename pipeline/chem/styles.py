@@ -100,6 +100,9 @@ KNOBS: dict[str, Knob] = {
 }
 
 
+PLAIN: dict[str, Value] = {key: knob.plain for key, knob in KNOBS.items()}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rule:
     """What a knob draws from: `options` with cumulative `weights`, or a range when `options` is empty."""
@@ -127,9 +130,10 @@ class StyleSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Style:
-    """The values that one row was drawn with. `values` holds every knob."""
+    """The values that one row was drawn with. `values` holds every knob, `drawn` those that its file names."""
 
     values: dict[str, Value]
+    drawn: tuple[str, ...] = tuple(KNOBS)
 
     def number(self, knob: str) -> float:
         return float(self.values[knob])
@@ -142,11 +146,8 @@ class Style:
 
     def to_json(self) -> str:
         """The values that differ from the plain ones, as compact JSON in a fixed order."""
-        changed = {key: value for key, value in self.values.items() if value != KNOBS[key].plain}
+        changed = {key: self.values[key] for key in self.drawn if self.values[key] != PLAIN[key]}
         return json.dumps(changed, separators=(",", ":"))
-
-
-PLAIN: dict[str, Value] = {key: knob.plain for key, knob in KNOBS.items()}
 
 
 def load_style(name: str) -> StyleSpec:
@@ -186,7 +187,7 @@ def parse_style(text: str, name: str) -> StyleSpec:
 
 def sample_style(spec: StyleSpec, rng: random.Random) -> Style:
     """Draws every knob that the file names; exactly one random number each."""
-    values = dict(PLAIN)
+    values = PLAIN.copy()
     for key, rule in spec.rules.items():
         u = rng.random()
         if rule.options:
@@ -194,7 +195,7 @@ def sample_style(spec: StyleSpec, rng: random.Random) -> Style:
         else:
             # four digits are plenty for a picture, and keep the style column short
             values[key] = round(rule.low + u * (rule.high - rule.low), 4)
-    return Style(values=values)
+    return Style(values=values, drawn=tuple(spec.rules))
 
 
 def _nearest_section(word: str) -> str:

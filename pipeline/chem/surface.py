@@ -26,6 +26,10 @@ from rdkit.Chem.Draw import rdMolDraw2D
 Pixels = NDArray[np.uint8]
 PUBLIC_ROUTE_VARIABLE = "RENDER_CHEM_PUBLIC_ROUTE"  # set to 1 to leave the raw route out (tests, doubts)
 _DRAWER_BYTES = 4096  # a MolDraw2DCairo is 1,080 bytes in rdkit 2026.9
+_PYBUF_READ = 0x100
+_view = ctypes.pythonapi.PyMemoryView_FromMemory
+_view.restype = ctypes.py_object
+_view.argtypes = [ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int]
 _FORMATS = (0, 1)  # CAIRO_FORMAT_ARGB32, CAIRO_FORMAT_RGB24: both are BGRx in little-endian memory
 
 
@@ -78,7 +82,8 @@ class SurfaceSource:
         assert size == (width, height), (size, width, height)
         stride = self.cairo.cairo_image_surface_get_stride(surface)
         data = self.cairo.cairo_image_surface_get_data(surface)
-        flat = np.frombuffer((ctypes.c_uint8 * (stride * height)).from_address(data), dtype=np.uint8)
+        # a ctypes array type for every new size would cost more than the whole call
+        flat = np.frombuffer(_view(data, stride * height, _PYBUF_READ), dtype=np.uint8)
         return flat.reshape(height, stride // 4, 4)[:, :width]
 
 
