@@ -120,9 +120,15 @@ class Recipe:
         return max(1, math.ceil(wanted * self.fraction)) if wanted else 0
 
     def identity(self) -> dict[str, Any]:
-        """Everything of the recipe that the bytes depend on, as JSON; the home folder is not part of it."""
+        """Everything of the recipe that the bytes depend on, as JSON.
+
+        No path is part of it: the same build elsewhere is the same plan, which names tokenizer, files and skipped rows by hash.
+        """
         values = dataclasses.asdict(self)
-        del values["home"]
+        for key in ("home", "tokenizer", "decontaminate"):
+            del values[key]
+        for source in values["sources"]:
+            del source["path"]
         return json.loads(json.dumps(values, sort_keys=True))  # type: ignore[no-any-return]
 
 

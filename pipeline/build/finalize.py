@@ -46,17 +46,21 @@ def finalize(plan: Plan, state: BuildState, tokenizer: Tokenizer) -> dict[str, A
     ]
     shards = [result["shard"] for result in results] + val_shards
     sources = merge_counts(plan, results)
+    # a hub's id, or a file's name without the folder it happened to lie in
+    tokenizer_name = plan.recipe.tokenizer if tokenizer.revision else Path(plan.recipe.tokenizer).name
     body = {
         "recipe": plan.recipe.name, "description": plan.recipe.description, "seed": plan.recipe.seed,
         "fraction": plan.recipe.fraction, "mode": plan.recipe.mode, "seq_len": plan.recipe.seq_len,
         "vocab_size": tokenizer.vocab_size, "train": dict(plan.recipe.train),
         "specials": {f"<|{name}|>": token for name, token in tokenizer.specials.as_dict().items()},
-        "tokenizer": {"name": plan.recipe.tokenizer, "revision": tokenizer.revision, "sha256": tokenizer.sha256},
+        "tokenizer": {"name": tokenizer_name, "revision": tokenizer.revision, "sha256": tokenizer.sha256},
         "sources": sources, "shards": shards, "versions": dict(plan.versions), "plan": {"id": plan.id, **plan.identity()},
         "splits": {"train": split_totals(train_rows, plan.recipe.seq_len), "val": split_totals(val_rows, plan.recipe.seq_len)},
     }
     files += card.write(state.out, body, max_images(folders, val_tables))
     body["files"] = sorted((asdict(entry) for entry in files), key=lambda entry: str(entry["name"]))
+    for path in state.out.rglob(".*.partial"):  # of killed workers
+        path.unlink(missing_ok=True)
     manifest.save(state.out, body)
     state.log("complete", plan=plan.id, shards=len(shards))
     shutil.rmtree(state.work / "done", ignore_errors=True)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from pipeline.build.finalize import finalize
 from pipeline.build.local import TaskDone
-from pipeline.build.state import BuildState
+from pipeline.build.state import BuildState, BuildStateError
 from pipeline.plan import Plan
 from pipeline.tokens import Tokenizer
 from shards import manifest
@@ -50,13 +50,24 @@ def build(plan: Plan, state: BuildState, tokenizer: Tokenizer, execute: Executor
 
     `stop_after` (seconds) ends between tasks. Raises TooManyRejects, TaskFailed.
     """
-    begun = time.monotonic()
     if (state.out / manifest.NAME).exists():
         return BuildReport(manifest=manifest.load(state.out), tasks_run=0, tasks_left=0, seconds=0.0)
+    with state.locked(f"slice-{part[0]}-of-{part[1]}") as free:
+        if not free:
+            raise BuildStateError(f"another process is building {state.out} (slice {part[0]}/{part[1]}) at this moment")
+        return _build(plan, state, tokenizer, execute, part, max_reject_share, stop_after, quiet)
+
+
+def _build(plan: Plan, state: BuildState, tokenizer: Tokenizer, execute: Executor, part: tuple[int, int], max_reject_share: float,
+           stop_after: float | None, quiet: bool) -> BuildReport:
+    begun = time.monotonic()
     finished = state.finished()
     mine = [shard for shard in range(len(plan.shards)) if shard % part[1] == part[0] and shard not in finished]
     state.log("start", plan=plan.id, tasks=len(mine), finished=len(finished), part=list(part))
     guard = RejectGuard(plan, max_reject_share)
+    for shard, result in state.results().items():  # or a second try would let pass what ended the first
+        if shard in finished:
+            guard.add(result["counts"])
     done = 0
     with contextlib.closing(_stoppable(execute, mine, begun, stop_after, _Progress(plan, mine, quiet))) as tasks:
         for task in tasks:

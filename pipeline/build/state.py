@@ -52,7 +52,17 @@ class BuildState:
 
     def finished(self) -> set[int]:
         """Numbers of the finished tasks."""
-        return {int(path.name) for path in (self.work / "done").glob("[0-9]*") if path.name.isdigit()}
+        return {shard for shard, result in self.results().items() if self._whole(result)}
+
+    def results(self) -> dict[int, dict[str, Any]]:
+        """What the tasks whose results lie in the work folder gave, by number."""
+        return {int(path.parent.name): json.loads(path.read_text()) for path in sorted((self.work / "done").glob("*/result.json"))}
+
+    def _whole(self, result: dict[str, Any]) -> bool:
+        """Whether a task's files are still in the output: a user may have emptied it, but not the work folder beside it."""
+        entries = [result["shard"], *result["shard"]["indexes"]]
+        files = {self.out / entry["name"]: entry["bytes"] for entry in entries}
+        return all(path.is_file() and path.stat().st_size == size for path, size in files.items())
 
     def quarantine(self) -> frozenset[tuple[str, str]]:
         """(source, row) pairs that are left out because they cost a worker."""
@@ -74,18 +84,21 @@ class BuildState:
     def locked(self, name: str) -> Iterator[bool]:
         """Hold a lock of that name while the block runs; gives False if another process holds it."""
         with open(self.work / f"{name}.lock", "w") as file:
+            free = True
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                yield False
-            else:
-                yield True
+            except BlockingIOError:
+                free = False
+            except OSError:  # a file system without locks: nobody can hold one
+                pass
+            yield free
 
 
 def open_build(plan: Plan, out: Path, *, fresh: bool = False) -> BuildState:
     """Prepare (or go on with) the build of `plan` into `out`. BuildStateError if another plan, or other files, are there."""
     state = BuildState(out=out, work=out.with_name(out.name + ".build"))
-    if fresh:
+    ours = _begun(state)
+    if fresh and ours:
         discard(state)
     if (out / manifest.NAME).exists():
         recorded = manifest.load(out)["plan"]
@@ -98,7 +111,7 @@ def open_build(plan: Plan, out: Path, *, fresh: bool = False) -> BuildState:
         raise BuildStateError(f"{out} was begun with another plan. Changed: " + "; ".join(changed[:8])
                               + (f"; and {len(changed) - 8} more" if len(changed) > 8 else "")
                               + ". Go back to it, choose another --out, or start over with --fresh")
-    if recorded is None and out.exists() and (strangers := sorted(path.name for path in out.iterdir()))[:1]:
+    if recorded is None and not ours and out.exists() and (strangers := sorted(path.name for path in out.iterdir()))[:1]:
         raise BuildStateError(f"{out} is not empty and holds no build of ours (it has {strangers[0]!r}); choose another --out")
     for folder in (out, state.work / "done", state.work / "scratch"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -118,6 +131,15 @@ def discard(state: BuildState) -> None:
             path.unlink()
     if (state.out / ".nv-meta").is_dir():
         shutil.rmtree(state.out / ".nv-meta")
+
+
+def _begun(state: BuildState) -> bool:
+    """Whether a build of ours was begun here, of whatever plan or format."""
+    try:
+        found = json.loads((state.out / manifest.NAME).read_bytes())
+    except (OSError, ValueError):
+        found = None
+    return (state.work / "plan.json").exists() or (isinstance(found, dict) and "format_version" in found)
 
 
 def differences(old: Any, new: Any, place: str = "") -> list[str]:

@@ -56,6 +56,13 @@ def rejects_table(lines: Sequence[RejectLine]) -> pa.Table:
 def write(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> FileEntry:
     """Write one parquet file from tables of that schema, in row groups of a fixed size whatever the tables' sizes."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        return _write(partial, path, tables, schema)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write(partial: Path, path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> FileEntry:
     with pq.ParquetWriter(partial, schema, compression="zstd", store_schema=False) as writer:
         waiting: list[pa.Table] = []
         count = 0
