@@ -1,14 +1,15 @@
 """Write a checkpoint in the names and files that other software opens.
 
-    python trainer/export.py runs/stage2/last out/
+    python trainer/export.py runs/stage2 out/
 
     out/            the whole model under the official DeepSeek-OCR names (model.sam_model.*, model.vision_model.*,
                     model.projector.layers.*, model.image_newline, model.view_seperator, model.layers.*), with a
                     config.json that transformers' `UnlimitedOcrForConditionalGeneration.from_pretrained` opens
     out/decoder/    the decoder alone as a Llama directory, for `LlamaForCausalLM.from_pretrained`
 
-Both hold tokenizer.json. Weights are float32, or --dtype bfloat16. Costs one read and two writes of the weights. A decoder
-of this project is a dense Llama: transformers' class runs it with dense layers and full attention, to the same logits.
+Both hold tokenizer.json and what AutoTokenizer needs beside it. Weights are float32, or --dtype bfloat16. Costs one read and
+two writes of the weights. A decoder of this project is a dense Llama: transformers' class runs it with dense layers and full
+attention, to the same logits.
 """
 
 import argparse
@@ -22,8 +23,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
 from torch import Tensor
 
+from trainer.checkpoint import find
+from trainer.generate import special_ids
 from trainer.model.config import VLMConfig
 from trainer.model.vlm import load_pretrained
 
@@ -120,11 +124,22 @@ def whole_config(config: VLMConfig, specials: dict[str, int], dtype: str) -> dic
     }
 
 
-def write_model(folder: Path, weights: dict[str, Tensor], config: dict[str, Any], tokenizer_json: bytes) -> None:
+def tokenizer_config(tokenizer_json: bytes, specials: dict[str, int], length: int) -> dict[str, Any]:
+    """tokenizer_config.json: which tokens begin, end and fill a text."""
+    tokenizer = Tokenizer.from_str(tokenizer_json.decode())
+    roles = {"bos_token": "bos", "eos_token": "assistant_end", "pad_token": "pad"}
+    named = {role: tokenizer.id_to_token(specials[name]) for role, name in roles.items()}
+    return {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": length, **named}
+
+
+def write_model(
+    folder: Path, weights: dict[str, Tensor], config: dict[str, Any], tokenizer_json: bytes, tokenizer: dict[str, Any]
+) -> None:
     """One directory of weights, config and tokenizer."""
     folder.mkdir()
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", "utf-8")
+    for name, content in (("config.json", config), ("tokenizer_config.json", tokenizer)):
+        (folder / name).write_text(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
     (folder / "tokenizer.json").write_bytes(tokenizer_json)
 
 
@@ -133,28 +148,30 @@ def export(checkpoint: Path, out: Path, dtype: str = "float32") -> None:
     if out.exists():
         raise ValueError(f"{out} exists already; choose another place or remove it")
     model, meta = load_pretrained(checkpoint)
-    specials, tokenizer_json = meta["specials"], (checkpoint / "tokenizer.json").read_bytes()
+    specials, tokenizer_json = special_ids(meta["specials"]), (checkpoint / "tokenizer.json").read_bytes()
+    tokenizer = tokenizer_config(tokenizer_json, specials, model.config.decoder.max_positions)
     state = {name: tensor.to(DTYPES[dtype]).contiguous() for name, tensor in model.state_dict().items()}
     official = {official_name(name): tensor for name, tensor in state.items()}
     llama = {official_name(name): tensor for name, tensor in state.items() if name.startswith("decoder.")}
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
-        write_model(scratch / "whole", official, whole_config(model.config, specials, dtype), tokenizer_json)
-        write_model(scratch / "whole" / "decoder", llama, llama_config(model.config, specials, dtype), tokenizer_json)
-        os.replace(scratch / "whole", out)
+        whole = scratch / "whole"
+        write_model(whole, official, whole_config(model.config, specials, dtype), tokenizer_json, tokenizer)
+        write_model(whole / "decoder", llama, llama_config(model.config, specials, dtype), tokenizer_json, tokenizer)
+        os.replace(whole, out)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Export a checkpoint for transformers and other readers.")
-    parser.add_argument("checkpoint", type=Path, help="a checkpoint directory, for instance runs/stage2/last")
+    parser.add_argument("checkpoint", type=Path, help="a run's folder (its best checkpoint) or one checkpoint")
     parser.add_argument("out", type=Path, help="the directory to write; it must not exist")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32", help="of the weights (default: %(default)s)")
     args = parser.parse_args()
     try:
-        export(args.checkpoint, args.out, args.dtype)
+        export(find(args.checkpoint, "best"), args.out, args.dtype)
     except ValueError as error:
         parser.exit(1, f"error: {error}\n")
     size = sum(file.stat().st_size for file in args.out.rglob("*.safetensors"))

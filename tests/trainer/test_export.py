@@ -21,7 +21,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     model = VLM(TINY)
     randomise(model, 3)
-    save_pretrained(model, folder, tiny_tokenizer(), {"mode": "tiny", "specials": SPECIALS})
+    named = {f"<|{name}|>": index for name, index in SPECIALS.items()}
+    save_pretrained(model, folder, tiny_tokenizer(), {"mode": "tiny", "specials": named})
     return folder
 
 
@@ -42,6 +43,16 @@ def test_decoder_opens_as_llama(checkpoint: Path, exported: Path) -> None:
     ids = torch.arange(40)[None] % 90
     with torch.no_grad():
         assert relative_difference(model(ids), llama(ids).logits) < 1e-5
+
+
+def test_tokenizer_opens(exported: Path) -> None:
+    from transformers import AutoTokenizer
+
+    for folder in (exported, exported / "decoder"):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (86, 90, 95)
+        assert tokenizer.eos_token == "<|assistant_end|>"
+        assert tokenizer.decode(tokenizer("abc", add_special_tokens=False)["input_ids"]) == "abc"
 
 
 @pytest.mark.parametrize("grid", [(0, 0), (2, 1), (2, 3)])
@@ -87,4 +98,4 @@ def test_command_line_and_its_errors(checkpoint: Path, tmp_path: Path) -> None:
     assert "exists already" in again.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
     command[3:5] = [str(tmp_path), str(tmp_path / "other")]
-    assert "is not a checkpoint" in subprocess.run(command, capture_output=True, text=True).stderr
+    assert "holds no checkpoint" in subprocess.run(command, capture_output=True, text=True).stderr
