@@ -20,7 +20,7 @@ from tests.hub_server import Fault, HubServer, seeded
 
 FILES = 64
 BAD_NETWORK = [Fault("429", retry_after="0"), Fault("503"), Fault("cut", part=0.3), Fault("cut", part=0.9), Fault("drop"),
-               Fault("slow", seconds=0.2), Fault("flip")]
+               Fault("slow", seconds=0.2)] * 4 + [Fault("flip")]    # three flips of one file in a row are a failure
 
 
 @pytest.fixture(scope="module")
