@@ -42,7 +42,7 @@ from shards import manifest, table, tar
 from shards import verify as checks
 from shards.reader import iter_samples
 from shards.sample import make_key
-from shards.writer import PackedSample, sync_folder, write_file, write_shard
+from shards.writer import PackedSample, partial_path, remove_partials, sync_folder, write_file, write_shard
 
 COUNTED = ("samples", "val_samples", "images", "kept_images", "tokens", "targets", "answer_tokens", "bytes", "cut")
 
@@ -145,8 +145,7 @@ def _publish(job: Job, split: str, number: int, pieces: list[Piece], rejects: li
     packed = pack([piece.info.tokens for piece in pieces], [piece.info.patches for piece in pieces], job.seq_len,
                   rng(job.body["seed"], "pack", split, number))
     entry, rows = write_shard(job.out, split, number, ((_packed(pieces[index]) for index in row) for row in packed))
-    results = job.work / "scratch" / f"{entry.name}.{os.getpid()}"
-    shutil.rmtree(results, ignore_errors=True)
+    results = partial_path(job.work / "scratch" / entry.name)
     results.mkdir()
     write_file(results / "rows.npy", table.encode(rows))
     places = [(row, index) for row, samples in enumerate(packed) for index in samples]
@@ -222,6 +221,7 @@ def _finalize(job: Job, folders: list[Path]) -> dict[str, Any]:
             "splits": {split: split_totals(found, job.seq_len) for split, found in rows.items()}}
     files += card.write(job.out, body, max_images(folders, []))
     body["files"] = sorted((asdict(entry) for entry in files), key=lambda entry: str(entry["name"]))
+    remove_partials(job.out)
     manifest.save(job.out, body)
     shutil.rmtree(job.work)
     return manifest.load(job.out)

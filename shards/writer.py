@@ -56,7 +56,7 @@ class HashingFile:
 
     def __init__(self, path: Path) -> None:
         self.path, self.size, self._sha256 = path, 0, hashlib.sha256()
-        self._partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        self._partial = partial_path(path)
         self._file = open(self._partial, "wb")
 
     def write(self, data: bytes) -> None:
@@ -86,6 +86,17 @@ class HashingFile:
     def entry(self) -> FileEntry:
         """Name, size and sha256 of what was written."""
         return FileEntry(name=self.path.name, bytes=self.size, sha256=self._sha256.hexdigest())
+
+
+def partial_path(path: Path) -> Path:
+    """A temporary name beside `path` that no other process takes, on this machine or on another that shares the folder."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.partial")
+
+
+def remove_partials(folder: Path) -> None:
+    """Delete what killed writers left in a folder in which nobody writes any more."""
+    for path in folder.glob(".*.partial"):
+        path.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -26,12 +26,14 @@ from pipeline.seeds import rng
 from pipeline.tokens import Tokenizer
 from shards import manifest, table
 from shards.sample import make_key
-from shards.writer import write_file, write_shard
+from shards.writer import remove_partials, write_file, write_shard
 
 
 def finalize(plan: Plan, state: BuildState, tokenizer: Tokenizer) -> dict[str, Any]:
     """Complete the directory; returns the manifest. Every task must be done."""
     folders = [state.work / "done" / f"{shard:06d}" for shard in range(len(plan.shards))]
+    if state.target is not None:
+        state.target.fetch_results(state.work / "done", range(len(plan.shards)))
     results = [json.loads((folder / "result.json").read_text()) for folder in folders]
     foreign = [result["shard"]["name"] for result in results if result["plan"] != plan.id]
     assert not foreign, f"results of another plan: {foreign}"
@@ -59,13 +61,17 @@ def finalize(plan: Plan, state: BuildState, tokenizer: Tokenizer) -> dict[str, A
     }
     files += card.write(state.out, body, max_images(folders, val_tables))
     body["files"] = sorted((asdict(entry) for entry in files), key=lambda entry: str(entry["name"]))
+    remove_partials(state.out)
     for path in state.out.rglob(".*.partial"):  # of killed workers
         path.unlink(missing_ok=True)
     manifest.save(state.out, body)
+    body = manifest.load(state.out)
+    if state.target is not None:
+        state.target.publish(state.out, body)
     state.log("complete", plan=plan.id, shards=len(shards))
     shutil.rmtree(state.work / "done", ignore_errors=True)
     shutil.rmtree(state.work / "scratch", ignore_errors=True)
-    return manifest.load(state.out)
+    return body
 
 
 def _parts(folders: list[Path], name: str, last: list[pa.Table]) -> Iterator[pa.Table]:

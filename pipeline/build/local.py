@@ -28,8 +28,10 @@ from typing import Any
 
 import psutil
 
+from pipeline.build.runner import run_task
 from pipeline.build.state import BuildState
-from pipeline.build.task import RENDER, Task
+from pipeline.build.target import TargetError
+from pipeline.build.task import RENDER
 from pipeline.plan import Plan, versions
 from pipeline.tokens import Tokenizer, prepare
 
@@ -247,7 +249,7 @@ def _work(plan: Plan, state: BuildState, tokenizer_json: bytes, name: str, revis
         tokenizer = prepare(tokenizer_json, name=name, revision=revision)
         while True:
             shard, quarantine, alone = pipe.recv()
-            result = Task(plan, shard, tokenizer, state.folders, write, quarantine, alone=alone).run()
+            result = run_task(plan, shard, tokenizer, state, write, quarantine, alone=alone)
             write("", "")
             pipe.send(("done", result))
     except (EOFError, KeyboardInterrupt):
@@ -263,6 +265,6 @@ def explain(error: BaseException) -> str:
     """What went wrong in words a user can act on; the traceback for what is our own fault."""
     if isinstance(error, OSError) and error.errno in (28, 122):
         return f"the disk is full ({error.strerror}); free space and run the same command again: finished shards are kept"
-    if isinstance(error, VersionMismatch):
+    if isinstance(error, VersionMismatch | TargetError):
         return str(error)
     return "".join(traceback.format_exception(error)).strip()

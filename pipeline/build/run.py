@@ -17,9 +17,9 @@ from tqdm import tqdm
 from pipeline.build.finalize import finalize
 from pipeline.build.local import TaskDone
 from pipeline.build.state import BuildState, BuildStateError
+from pipeline.build.target import task_files
 from pipeline.plan import Plan
 from pipeline.tokens import Tokenizer
-from shards import manifest
 
 REJECTS_FROM = 100  # a share of fewer rejects says nothing
 
@@ -50,8 +50,8 @@ def build(plan: Plan, state: BuildState, tokenizer: Tokenizer, execute: Executor
 
     `stop_after` (seconds) ends between tasks. Raises TooManyRejects, TaskFailed.
     """
-    if (state.out / manifest.NAME).exists():
-        return BuildReport(manifest=manifest.load(state.out), tasks_run=0, tasks_left=0, seconds=0.0)
+    if (body := state.manifest()) is not None:
+        return BuildReport(manifest=body, tasks_run=0, tasks_left=0, seconds=0.0)
     with state.locked(f"slice-{part[0]}-of-{part[1]}") as free:
         if not free:
             raise BuildStateError(f"another process is building {state.out} (slice {part[0]}/{part[1]}) at this moment")
@@ -61,8 +61,11 @@ def build(plan: Plan, state: BuildState, tokenizer: Tokenizer, execute: Executor
 def _build(plan: Plan, state: BuildState, tokenizer: Tokenizer, execute: Executor, part: tuple[int, int], max_reject_share: float,
            stop_after: float | None, quiet: bool) -> BuildReport:
     begun = time.monotonic()
+    body = None
     finished = state.finished()
     mine = [shard for shard in range(len(plan.shards)) if shard % part[1] == part[0] and shard not in finished]
+    if state.target is not None:
+        state.target.abort_uploads(name for shard in mine for name in task_files(shard))
     state.log("start", plan=plan.id, tasks=len(mine), finished=len(finished), part=list(part))
     guard = RejectGuard(plan, max_reject_share)
     for shard, result in state.results().items():  # or a second try would let pass what ended the first
@@ -76,13 +79,11 @@ def _build(plan: Plan, state: BuildState, tokenizer: Tokenizer, execute: Executo
                       samples=task.result["shard"]["samples"])
             guard.add(task.result["counts"])
     left = len(plan.shards) - len(state.finished())
-    body = None
     if not left:
         with state.locked("finalize") as ours:
-            if ours and not (state.out / manifest.NAME).exists():
+            body = state.manifest()
+            if ours and body is None:
                 body = finalize(plan, state, tokenizer)
-            elif (state.out / manifest.NAME).exists():
-                body = manifest.load(state.out)
     return BuildReport(manifest=body, tasks_run=done, tasks_left=left, seconds=time.monotonic() - begun)
 
 
@@ -95,7 +96,7 @@ def _stoppable(execute: Executor, shards: list[int], begun: float, stop_after: f
             yield shard
 
     with contextlib.closing(progress):
-        for task in execute(until() if stop_after is not None else shards, progress.beat):
+        for task in execute(until() if stop_after is not None else shards, beat=progress.beat):
             progress.add(task)
             yield task
 

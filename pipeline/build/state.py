@@ -1,4 +1,5 @@
-"""The work folder of a build, beside its output: plan, finished tasks, log, lock, quarantine. Nothing of it is part of the result.
+"""The work folder of a build, beside its output or where --work says: plan, finished tasks, log, lock, quarantine. Nothing of it is
+part of the result.
 
     OUT.build/plan.json        the plan's identity, written by whoever comes first
     OUT.build/plan.parquet     the plan as a table: shard, source, file, row group, rows
@@ -6,6 +7,7 @@
     OUT.build/quarantine.json  rows at which a worker was lost three times; an input of every later run
     OUT.build/log.jsonl        what happened, with times
     OUT.build/scratch/         may be deleted whenever no build runs
+    OUT.build/stage/           files on their way to a remote output (pipeline.build.target), which then says what is finished
 
 A build goes on only with the plan it began with; what changed is named otherwise.
 """
@@ -13,7 +15,6 @@ A build goes on only with the plan it began with; what changed is named otherwis
 import contextlib
 import fcntl
 import json
-import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -24,14 +25,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.build.target import OUTPUT, Target
 from pipeline.build.task import Folders
 from pipeline.plan import Plan
 from shards import manifest
 from shards.writer import write_file
-
-# what a build may have written into its output directory; `--fresh` deletes these and nothing else
-OUTPUT = re.compile(r"(train|val)-\d{6,}\.(tar|tar\.idx|idx)|rows(-val)?\.npy|(samples|rejects)\.parquet|tokenizer\.json|"
-                    r"manifest\.json|README\.md|\..*\.partial")
 
 
 class BuildStateError(ValueError):
@@ -40,10 +38,11 @@ class BuildStateError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class BuildState:
-    """Paths of one build."""
+    """Paths of one build. With a remote `target`, `out` is where files are finished before they are put there."""
 
     out: Path
     work: Path
+    target: Target | None = None
 
     @property
     def folders(self) -> Folders:
@@ -52,6 +51,8 @@ class BuildState:
 
     def finished(self) -> set[int]:
         """Numbers of the finished tasks."""
+        if self.target is not None:
+            return self.target.finished()
         return {shard for shard, result in self.results().items() if self._whole(result)}
 
     def results(self) -> dict[int, dict[str, Any]]:
@@ -63,6 +64,12 @@ class BuildState:
         entries = [result["shard"], *result["shard"]["indexes"]]
         files = {self.out / entry["name"]: entry["bytes"] for entry in entries}
         return all(path.is_file() and path.stat().st_size == size for path, size in files.items())
+
+    def manifest(self) -> dict[str, Any] | None:
+        """The manifest of the finished directory; None while it is not complete."""
+        if self.target is not None:
+            return self.target.manifest()
+        return manifest.load(self.out) if (self.out / manifest.NAME).exists() else None
 
     def quarantine(self) -> frozenset[tuple[str, str]]:
         """(source, row) pairs that are left out because they cost a worker."""
@@ -94,36 +101,63 @@ class BuildState:
             yield free
 
 
-def open_build(plan: Plan, out: Path, *, fresh: bool = False) -> BuildState:
-    """Prepare (or go on with) the build of `plan` into `out`. BuildStateError if another plan, or other files, are there."""
-    state = BuildState(out=out, work=out.with_name(out.name + ".build"))
-    ours = _begun(state)
+def open_build(plan: Plan, out: Path | str, *, fresh: bool = False, work: Path | None = None) -> BuildState:
+    """Prepare (or go on with) the build of `plan` into `out`, a folder or a URL that fsspec knows.
+
+    `work` is by default OUT.build beside the folder; for a URL, its last part in the current folder. Raises BuildStateError if
+    another plan, or other files, are there; TargetError if a URL cannot be read.
+    """
+    if isinstance(out, str) and "://" in out:
+        target = Target(url=out.rstrip("/"))
+        work = work or Path(f"{target.name}.build")
+        state = BuildState(out=work / "stage", work=work, target=target)
+    else:
+        state = BuildState(out=Path(out), work=work or Path(out).with_name(Path(out).name + ".build"))
+    ours = state.target is not None or _begun(state)
     if fresh and ours:
         discard(state)
-    if (out / manifest.NAME).exists():
-        recorded = manifest.load(out)["plan"]
-    elif (state.work / "plan.json").exists():
-        recorded = json.loads((state.work / "plan.json").read_text())
-    else:
-        recorded = None
-    if recorded is not None and recorded["id"] != plan.id:
-        changed = differences(recorded, {"id": plan.id, **plan.identity()})
-        raise BuildStateError(f"{out} was begun with another plan. Changed: " + "; ".join(changed[:8])
-                              + (f"; and {len(changed) - 8} more" if len(changed) > 8 else "")
-                              + ". Go back to it, choose another --out, or start over with --fresh")
-    if recorded is None and not ours and out.exists() and (strangers := sorted(path.name for path in out.iterdir()))[:1]:
+    recorded = _recorded(state)
+    for found in recorded:
+        if found["id"] != plan.id:
+            changed = differences(found, {"id": plan.id, **plan.identity()})
+            raise BuildStateError(f"{out} was begun with another plan. Changed: " + "; ".join(changed[:8])
+                                  + (f"; and {len(changed) - 8} more" if len(changed) > 8 else "")
+                                  + ". Go back to it, choose another --out, or start over with --fresh")
+    if not recorded and not (fresh and ours) and (strangers := _strangers(state)):
         raise BuildStateError(f"{out} is not empty and holds no build of ours (it has {strangers[0]!r}); choose another --out")
-    for folder in (out, state.work / "done", state.work / "scratch"):
+    for folder in (state.out, state.work / "done", state.work / "scratch"):
         folder.mkdir(parents=True, exist_ok=True)
-    if recorded is None:
+    if not (state.work / "plan.json").exists():
         _write_plan(plan, state)
+    if state.target is not None and state.target.recorded_plan() is None:
+        state.target.put(state.work / "plan.json", ".build/plan.json")
     return state
+
+
+def _recorded(state: BuildState) -> list[dict[str, Any]]:
+    """The identities of the plans that the output and the work folder were begun with."""
+    body = state.manifest()
+    found = [] if body is None else [dict(body["plan"])]
+    if not found and (state.work / "plan.json").exists():
+        found.append(json.loads((state.work / "plan.json").read_text()))
+    if not found or state.target is not None:
+        remote = state.target.recorded_plan() if state.target is not None and body is None else None
+        found += [] if remote is None else [remote]
+    return found
+
+
+def _strangers(state: BuildState) -> list[str]:
+    if state.target is not None:
+        return state.target.strangers()
+    return sorted(path.name for path in state.out.iterdir()) if state.out.exists() else []
 
 
 def discard(state: BuildState) -> None:
     """Delete what a build wrote, file by file, and its work folder; other files in the output stay."""
     if (state.work / "plan.json").exists():
         shutil.rmtree(state.work)
+    if state.target is not None:
+        state.target.discard()
     if not state.out.is_dir():
         return
     for path in state.out.iterdir():

@@ -4,7 +4,6 @@ Written with fixed settings, so that the same rows give the same bytes. Merging 
 the number of shards.
 """
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.build.spool import SampleInfo
-from shards.writer import FileEntry, publish
+from shards.writer import FileEntry, partial_path, publish
 
 SAMPLES = pa.schema([
     ("key", pa.string()), ("split", pa.string()), ("shard", pa.uint32()), ("packed_row", pa.uint32()), ("source", pa.string()),
@@ -55,7 +54,7 @@ def rejects_table(lines: Sequence[RejectLine]) -> pa.Table:
 
 def write(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> FileEntry:
     """Write one parquet file from tables of that schema, in row groups of a fixed size whatever the tables' sizes."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = partial_path(path)
     try:
         return _write(partial, path, tables, schema)
     finally:

@@ -8,6 +8,7 @@ appears by one rename, last, so a task is done or has left nothing that counts. 
 """
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -38,7 +39,7 @@ from pipeline.tokens import Tokenizer
 from shards import geometry, masks
 from shards.sample import encode, encoded_size, make_key
 from shards.table import encode as encode_rows
-from shards.writer import Fields, publish, sync_folder, write_file, write_shard
+from shards.writer import Fields, partial_path, publish, sync_folder, write_file, write_shard
 
 BATCH_ROWS = 64
 BATCH_CHARS = 2_000_000
@@ -94,8 +95,7 @@ class Task:
 
     def run(self) -> dict[str, Any]:
         """Build the shard and publish it; returns what `result.json` holds."""
-        work = self.folders.scratch / f"{self.shard:06d}.{os.getpid()}"
-        shutil.rmtree(work, ignore_errors=True)
+        work = partial_path(self.folders.scratch / f"{self.shard:06d}")
         work.mkdir(parents=True)
         try:
             with Spool(work / "train.bin") as train, Spool(work / "val.bin") as val:
@@ -249,9 +249,12 @@ class Task:
                   "plan": self.plan.id}
         write_file(results / "result.json", json.dumps(result, sort_keys=True).encode())
         target = done_folder(self.folders, self.shard)
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(target)
-        os.rename(results, target)
+        shutil.rmtree(target, ignore_errors=True)
+        try:
+            os.rename(results, target)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # another machine was given the same task: the same bytes
+                raise
         sync_folder(target.parent)
         return result
 

@@ -90,6 +90,8 @@ def clear_errors() -> Iterator[None]:
     from pipeline.build.local import TaskFailed
     from pipeline.build.run import TooManyRejects
     from pipeline.build.state import BuildStateError
+    from pipeline.build.target import TargetError
+    from pipeline.dedup import HashPassError
     from pipeline.hub.retry import HubError
     from pipeline.plan import MissingSetsError
     from pipeline.recipe import RecipeError
@@ -98,7 +100,7 @@ def clear_errors() -> Iterator[None]:
         yield
     except (RecipeError, BuildStateError) as error:
         raise click.UsageError(str(error)) from None
-    except (MissingSetsError, HubError, TaskFailed, TooManyRejects) as error:
+    except (MissingSetsError, HubError, TaskFailed, TooManyRejects, TargetError, HashPassError) as error:
         raise click.ClickException(str(error)) from None
     except OSError as error:
         if error.errno not in (13, 28, 30, 122):

@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw
 
 from pipeline.build.local import TaskDone, run_tasks
 from pipeline.build.run import BuildReport, build
+from pipeline.build.runner import run_task
 from pipeline.build.state import BuildState
-from pipeline.build.task import Task
 from pipeline.plan import Plan, make_plan
 from pipeline.recipe import load_recipe
 from tests.pipeline.tiny import WORDS, tiny_tokenizer
@@ -80,10 +80,14 @@ def run_build(plan: Plan, state: BuildState, *, workers: int = 0, **options: Any
             yield from run_tasks(plan, shards, state, tiny_tokenizer(), workers=workers, beat=beat)
             return
         for shard in shards:
-            result = Task(plan, shard, tiny_tokenizer(), state.folders, lambda source, row: None, state.quarantine()).run()
+            result = run_task(plan, shard, tiny_tokenizer(), state, _no_beat, state.quarantine())
             yield TaskDone(shard=shard, result=result, seconds=0.0)
 
     return build(plan, state, tiny_tokenizer(), execute, quiet=True, **options)
+
+
+def _no_beat(source: str, row: str, begun: int = 0) -> None:
+    pass
 
 
 def contents(folder: Path) -> dict[str, bytes]:
