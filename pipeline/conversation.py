@@ -21,8 +21,9 @@ Role = Literal["system", "user", "assistant"]
 
 MARKER = "<image>"
 PAGE_BREAK = "<page_break>"
-MAX_TEXT = 4_000_000
-"""Characters of text a conversation may hold. 500 pages; a longer text is a defect, and would hold up a worker."""
+MAX_TEXT = 1_000_000
+"""Characters of text a conversation may hold: some 300 pages. A longer text could not fit any row, and costs a worker up to
+3 s and 400 MB to tokenize."""
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 

@@ -48,22 +48,37 @@ def render_conversations(
 ) -> list[Rendered]:
     """Renders a batch, a row group say. placeholders: for each conversation the tokens of each of its images."""
     assert len(conversations) == len(placeholders)
-    plans = [_pieces(conv, counts, tokenizer.specials) for conv, counts in zip(conversations, placeholders)]
+    if not conversations:
+        return []
+    specials = tokenizer.specials
+    plans = [_pieces(conv, counts, specials) for conv, counts in zip(conversations, placeholders)]
     encoded = iter(tokenizer.encode_batch([piece[0] for plan in plans for piece in plan if piece[0] is not None]))
-    rendered = []
+    # Lists for the whole batch become arrays once: a call into numpy costs as much as encoding three words.
+    ids: list[int] = []
+    lengths: list[int] = []
+    places = []
     for plan in plans:
-        ids: list[int] = []
-        lengths: list[int] = []
+        start = turn = len(ids)
+        spans, turns = [], []
+        turn += 1  # behind bos
         for text, token, repeats, _ in plan:
-            if text is None:
-                ids.extend([token] * repeats)
-                lengths.append(repeats)
+            at = len(ids)
+            if text is not None:
+                ids += next(encoded)
+            elif token == specials.image:
+                ids += [token] * repeats
+                spans.append((at - start, at - start + repeats))
             else:
-                found = next(encoded)
-                ids.extend(found)
-                lengths.append(len(found))
-        rendered.append(_assemble(plan, ids, lengths, tokenizer.specials))
-    return rendered
+                ids.append(token)
+                if token == specials.assistant_end:
+                    turns.append((turn - start, at + 1 - start))
+                    turn = at + 1
+            lengths.append(len(ids) - at)
+        places.append((start, len(ids), tuple(spans), tuple(turns)))
+    all_ids = np.array(ids, dtype=np.int32)
+    all_masks = np.repeat(np.array([piece[3] for plan in plans for piece in plan], dtype=np.uint8), lengths)
+    return [Rendered(ids=all_ids[start:stop], mask=all_masks[start:stop], spans=spans, turns=turns)
+            for start, stop, spans, turns in places]  # fmt: skip
 
 
 def _pieces(conversation: Conversation, counts: Sequence[int], specials: Specials) -> list[Piece]:
@@ -110,22 +125,3 @@ def _pieces(conversation: Conversation, counts: Sequence[int], specials: Special
     assert anchor is None
     assert not waiting
     return pieces
-
-
-def _assemble(plan: list[Piece], ids: list[int], lengths: list[int], specials: Specials) -> Rendered:
-    stops = np.cumsum(lengths).tolist()
-    spans, turns, turn = [], [], 1
-    for (text, token, _, _), stop, length in zip(plan, stops, lengths):
-        if text is not None:
-            continue
-        if token == specials.image:
-            spans.append((stop - length, stop))
-        elif token == specials.assistant_end:
-            turns.append((turn, stop))
-            turn = stop
-    return Rendered(
-        ids=np.array(ids, dtype=np.int32),
-        mask=np.repeat(np.array([piece[3] for piece in plan], dtype=np.uint8), lengths),
-        spans=tuple(spans),
-        turns=tuple(turns),
-    )

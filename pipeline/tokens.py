@@ -44,8 +44,8 @@ ATOMS: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 
-_CHUNK = 4_000_000
-"""Characters handed to the library at once, which bounds the memory of its results (about 100 bytes a token)."""
+_CHUNK = 1_000_000
+"""Characters handed to the library at once, which bounds the memory of its results (up to 400 bytes a token)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +175,7 @@ def _atom(name: str) -> tuple[str, ...]:
 
 
 def _from_hub(name: str, revision: str | None, attempts: int = 5) -> tuple[Path, str]:
-    """Path of the cached tokenizer.json and its commit; retried, since the hub client gives up on the first 503."""
+    """Path of the cached tokenizer.json and its commit; an answer of 429 or 5xx is tried again."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -190,6 +190,8 @@ def _from_hub(name: str, revision: str | None, attempts: int = 5) -> tuple[Path,
             if not isinstance(error, LocalEntryNotFoundError):
                 raise ValueError(f"tokenizer {name}: the hub's repository holds no tokenizer.json; {advice}") from error
             problem: Exception = error
+            if not isinstance(error.__cause__, HfHubHTTPError):
+                break  # offline, or no connection, which the client has tried for half a minute
         except (HfHubHTTPError, OSError) as error:
             status = getattr(getattr(error, "response", None), "status_code", None)
             if status in (401, 403, 404):

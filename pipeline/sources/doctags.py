@@ -17,7 +17,7 @@ from pipeline.conversation import PAGE_BREAK, Reject
 from pipeline.sources.otsl import Table, markdown, parse_otsl, to_otsl
 
 REASON = "doctags-invalid"
-MAX_TAGS = 20_000
+MAX_PAGES, MAX_TAGS = 200, 20_000  # a document, and a page, beyond these are defects
 
 # What docling-core reads at the top of a page; the text of any other tag would be lost there.
 _TOP = (
@@ -34,6 +34,7 @@ _TAG = re.compile(
 _VOID = re.compile(r"<(?:loc_\d+|_[\w+#. -]{1,30}_|page_break|fcel|ecel|lcel|ucel|xcel|nl|ched|rhed|srow|link_\d+|"
                    r"[a-z]+(?:_[a-z]+)*_(?:chart|structure|picture|image|code|map|screenshot|table|drawing)|"
                    r"line|dot_line|vbar_categorical|hbar_categorical|logo|signature|stamp|icon|other)>")  # fmt: skip
+_PLACE = re.compile(r"<loc_\d+>")
 _OPEN, _CLOSE = "\ue0f0", "\ue0f1"  # private use: stand for "<" and ">" of ordinary text
 
 
@@ -62,7 +63,10 @@ def split_pages(answer: str) -> list[str]:
     text = answer.strip()
     for name in _DOCUMENT:
         if text.startswith(f"<{name}>") and text.endswith(f"</{name}>"):
-            return text[len(name) + 2 : -len(name) - 3].split(PAGE_BREAK)
+            pages = text[len(name) + 2 : -len(name) - 3].split(PAGE_BREAK)
+            if len(pages) > MAX_PAGES:
+                raise Reject(REASON, f"{len(pages)} pages; the limit is {MAX_PAGES}")
+            return pages
     raise Reject(REASON, f"no <doctag> around the answer: it starts with {text[:40]!r} and ends with {text[-20:]!r}")
 
 
@@ -73,7 +77,7 @@ def check_page(page: str) -> None:
     for count, tag in enumerate(_TAG.finditer(page)):
         if count > MAX_TAGS:
             raise Reject(REASON, f"more than {MAX_TAGS} tags on a page")
-        if not stack and _VOID.sub("", page[at : tag.start()]).strip():
+        if not stack and _PLACE.sub("", page[at : tag.start()]).strip():
             raise Reject(REASON, f"text outside of a tag: {page[at : tag.start()].strip()[:40]!r}")
         name = tag["name"]
         if name in _DOCUMENT:
@@ -89,7 +93,7 @@ def check_page(page: str) -> None:
         at = tag.end()
     if stack:
         raise Reject(REASON, f"<{stack[-1]}> is not closed")
-    if _VOID.sub("", page[at:]).strip():
+    if _PLACE.sub("", page[at:]).strip():
         raise Reject(REASON, f"text outside of a tag: {page[at:].strip()[:40]!r}")
     for table in _tables(page):
         parse_otsl(table)

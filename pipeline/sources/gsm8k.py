@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.conversation import Conversation, Part, Reject
 from pipeline.sources.kind import Kind, Row, Turn, optional_text, text_conversation
 
-_CALL = re.compile(r"<<([^<>]*=[^<>]*)>>")
+_CALL = re.compile(r"<<(?=[^<>=]*+=)([^<>]*+)>>")
 
 
 def parts_of(answer: str) -> tuple[Part, ...]:

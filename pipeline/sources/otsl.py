@@ -28,8 +28,8 @@ MAX_CELLS = 10_000
 _CODE = re.compile(r"<(fcel|ecel|lcel|ucel|xcel|nl|ched|rhed|srow)>")
 _WRAPPER = re.compile(r"</?(?:chart|otsl)>")
 # A box, the wrapping, a caption, and the chart's type or a picture's class (<bar_chart>, <_Chart_>): any tag but a cell code.
-_BEFORE = re.compile(rf"(?:\s|<loc_\d+>|</?(?:chart|otsl)>|<caption>(?P<caption>.*?)</caption>|(?!{_CODE.pattern})<\w{{1,40}}>)*",
-                     re.DOTALL)  # fmt: skip
+_ANY_TAG = rf"(?!{_CODE.pattern}|<caption>)<\w{{1,40}}>"
+_BEFORE = re.compile(rf"(?:\s|<loc_\d+>|</?(?:chart|otsl)>|<caption>(?P<caption>.*?)</caption>|{_ANY_TAG})*", re.DOTALL)
 _CELLS = {"fcel", "ecel", "ched", "rhed", "srow"}
 
 

@@ -15,7 +15,8 @@ Cost: what pyarrow takes to decode, plus the copy of the batch into Python objec
 """
 
 import io
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,6 +28,9 @@ from pipeline.sources.kind import Kind
 
 BATCH_BYTES = 32 << 20
 BATCH_ROWS = 1024
+MAX_GROUP_ROWS = 50_000_000
+MAX_ROW_BYTES = 512 << 20
+"""A row group whose rows are larger than this on average is not read: one row would be a worker's memory."""
 
 Item = dict[str, Any] | Reject
 
@@ -35,38 +39,50 @@ def open_parquet(file: Path | IO[bytes] | io.RawIOBase) -> pq.ParquetFile:
     """Opens a local path or a seekable binary file. Raises Reject("unreadable-file") when it is no whole parquet file."""
     try:
         # Column chunks are read page by page, not whole: what a worker holds does not grow with the row group.
-        return pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20, arrow_extensions_enabled=False)
+        opened = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20, arrow_extensions_enabled=False)
+        meta = opened.metadata
+        counts = [meta.row_group(group).num_rows for group in range(opened.num_row_groups)]
     except Exception as error:
         if not is_damage(error):
             raise
         raise Reject("unreadable-file", _words(error)) from error
+    if any(not 0 <= count <= MAX_GROUP_ROWS for count in counts) or sum(counts) != meta.num_rows:
+        raise Reject("unreadable-file", "the footer's row counts contradict each other")
+    return opened
 
 
 def iter_rows(file: pq.ParquetFile, group: int, kind: Kind, *, start: int = 0) -> Iterator[tuple[int, Item]]:
     """(index inside the row group, the row or why it cannot be read), for every row from `start` on, in order."""
     rows = file.metadata.row_group(group).num_rows
-    names = set(file.schema_arrow.names)
-    columns = [name for name in kind.columns if name in names]
-    missing = [name for name in kind.required if name not in names]
-    if missing or not columns:
-        reject = Reject("missing-column", f"no column {', '.join(missing or kind.columns)}; there are {_some(names)}")
-        yield from ((index, reject) for index in range(start, rows))
-        return
-    index = 0
-    problem = Reject("unreadable-row-group", f"row group {group} ends early")
+    index, problem, size = 0, Reject("unreadable-row-group", f"row group {group} ends early"), 0
     try:
-        batches = file.iter_batches(batch_rows(file, group, columns), row_groups=[group], columns=columns, use_threads=False)
+        columns = _columns(file, kind)
+        size = _bytes(file, group, columns)
+        if (mean := size // max(rows, 1)) > MAX_ROW_BYTES:
+            raise Reject("row-too-large", f"rows of {mean >> 20} MB on average; the limit is {MAX_ROW_BYTES >> 20} MB")
+        batches = file.iter_batches(batch_rows(size, rows), row_groups=[group], columns=columns, use_threads=False)
         for batch in batches:
             if index + batch.num_rows > start:
                 for row, item in enumerate(_values(batch)):
-                    if index + row >= start:
+                    if start <= index + row < rows:
                         yield index + row, item
             index += batch.num_rows
+    except Reject as reject:
+        problem = reject
     except Exception as error:
-        if not is_damage(error):
+        if not is_damage(error) and not _absurd(error, size):
             raise
         problem = Reject("unreadable-row-group", f"row group {group}: {_words(error)}")
     yield from ((lost, problem) for lost in range(max(index, start), rows))
+
+
+def _columns(file: pq.ParquetFile, kind: Kind) -> list[str]:
+    """The kind's columns that the file has. Raises Reject("missing-column") when one that is needed is not among them."""
+    names = file.schema_arrow.names
+    columns = [name for name in kind.columns if name in names]
+    if missing := [name for name in kind.required if name not in names] or ([] if columns else list(kind.columns)):
+        raise Reject("missing-column", f"no column {', '.join(missing)}; there are {_some(names)}")
+    return columns
 
 
 def row_id(path: str, index: int) -> str:
@@ -74,16 +90,23 @@ def row_id(path: str, index: int) -> str:
     return f"{path}#{index}"
 
 
-def batch_rows(file: pq.ParquetFile, group: int, columns: list[str]) -> int:
-    """How many rows to decode at once: BATCH_BYTES by the mean row of the group, from 1 to BATCH_ROWS."""
+def batch_rows(size: int, rows: int) -> int:
+    """How many rows to decode at once: BATCH_BYTES by the mean row of a group of that size, from 1 to BATCH_ROWS."""
+    return max(1, min(BATCH_ROWS, BATCH_BYTES * max(rows, 1) // max(size, 1)))
+
+
+def _bytes(file: pq.ParquetFile, group: int, columns: list[str]) -> int:
+    """Decoded bytes of the columns of a row group, as the footer has them."""
     meta = file.metadata.row_group(group)
-    wanted = set(columns)
-    size, count = 0, max(int(meta.num_rows), 1)
-    for number in range(meta.num_columns):
-        column = meta.column(number)
-        if column.path_in_schema.split(".")[0] in wanted:
-            size += max(int(column.total_uncompressed_size), int(column.total_compressed_size))
-    return max(1, min(BATCH_ROWS, BATCH_BYTES * count // max(size, 1)))
+    chunks = [meta.column(number) for number in range(meta.num_columns)]
+    return sum(max(int(chunk.total_uncompressed_size), int(chunk.total_compressed_size)) for chunk in chunks
+               if chunk.path_in_schema.split(".")[0] in columns)  # fmt: skip
+
+
+def _absurd(error: BaseException, size: int) -> bool:
+    """Whether memory ran out because a damaged page asks for more than its whole row group holds."""
+    asked = re.search(r"of size (\d+)", str(error))
+    return isinstance(error, pa.ArrowMemoryError) and asked is not None and int(asked.group(1)) > size + (64 << 20)
 
 
 def is_damage(error: BaseException) -> bool:
@@ -94,7 +117,7 @@ def is_damage(error: BaseException) -> bool:
     """
     if isinstance(error, MemoryError | pa.ArrowCancelled):
         return False
-    return isinstance(error, pa.ArrowException) or (type(error) is OSError and error.errno is None)
+    return isinstance(error, pa.ArrowException | UnicodeDecodeError) or (type(error) is OSError and error.errno is None)
 
 
 def _values(batch: pa.RecordBatch) -> list[Item]:
@@ -115,6 +138,6 @@ def _words(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def _some(names: set[str]) -> str:
+def _some(names: Sequence[str]) -> str:
     listed = sorted(names)
     return ", ".join(listed[:12]) + (" ..." if len(listed) > 12 else "")

@@ -123,6 +123,10 @@ def test_tool_parts_are_learned_but_the_tools_output_is_not() -> None:
     assert names(tokenizer, out.ids[out.mask == 2].tolist()) == "It is <|python_start|>6*7<|python_end|>42.<|assistant_end|>"
 
 
+def test_an_empty_batch() -> None:
+    assert render_conversations([], [], tiny_tokenizer()) == []
+
+
 def test_system_text_and_user_text_are_encoded_as_one() -> None:
     tokenizer = tiny_tokenizer()
     joined, plain = talk("quick", "a", system="the"), talk("the\n\nquick", "a")

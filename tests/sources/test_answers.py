@@ -1,5 +1,6 @@
 """gt_parse, OTSL and DocTags: kept, converted, or refused with a reason."""
 
+import contextlib
 import json
 from typing import Any
 
@@ -11,6 +12,7 @@ from pipeline.conversation import Reject
 from pipeline.sources.answers import convert_answer, unwrap_gt_parse
 from pipeline.sources.doctags import check_page, convert_doctags
 from pipeline.sources.finevision import Options
+from pipeline.sources.gsm8k import parts_of
 from pipeline.sources.otsl import Cell, Table, convert_otsl, docling_table, parse_otsl, to_otsl
 
 CHART = ("<chart><loc_0><loc_0><loc_500><loc_500><bar_chart><fcel>Region<fcel>Sales<nl><fcel>North<fcel>P < 0.5 <b>x</b><nl>"
@@ -121,6 +123,17 @@ def test_any_row_of_tags_is_a_table_or_refused(tags: list[str]) -> None:
     assert parse_otsl(to_otsl(table)) == Table(rows=table.rows, columns=table.columns, cells=table.cells)
 
 
+@pytest.mark.parametrize("hostile", ["<caption>", "<caption></caption>", "<a>", "<fcel>", "<loc_1>", "<", "<<=", "<<"])
+def test_hostile_answers_take_linear_time(hostile: str) -> None:
+    """A million characters of what a careless pattern would read again and again."""
+    text = hostile * (1_000_000 // len(hostile))
+    with pytest.raises(Reject):
+        parse_otsl(text)
+    with contextlib.suppress(Reject):  # boxes alone are valid, and empty
+        convert_doctags(f"<doctag>{text}</doctag>", "markdown")
+    assert parts_of(text) == ()
+
+
 PAGE = ("<section_header_level_1><loc_52><loc_37><loc_225><loc_48>Title a_b</section_header_level_1>\n"
         "<text><loc_1><loc_1><loc_2><loc_2>see <locale>, P < 3 & P > 2</text>\n"
         "<otsl><loc_1><loc_2><loc_3><loc_4><caption>Cap <x></caption><ched>a<ched>b<nl><fcel>1 < 2<fcel><nl></otsl>\n"
@@ -154,6 +167,8 @@ def test_doctags_pages_stay_apart() -> None:
         ("<doctag><list_item>a</list_item></doctag>", "<list_item> at the top"),
         ("<doctag><doctag></doctag></doctag>", "inside the document"),
         ("<doctag><text>a\ue0f0</text></doctag>", "private-use"),
+        ("<doctag>" + "<page_break>" * 200 + "</doctag>", "201 pages"),
+        ("<doctag>" + "<text></text>" * 10_001 + "</doctag>", "more than 20000 tags"),
     ],
 )
 def test_invalid_doctags_are_refused_with_a_reason(answer: str, says: str) -> None:

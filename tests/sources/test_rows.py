@@ -1,6 +1,7 @@
 """Reading row groups: odd layouts, damage, bounded batches, all rows accounted for."""
 
 import io
+import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import pipeline.sources.rows
 from pipeline.conversation import Conversation, Reject
 from pipeline.sources import KINDS
 from pipeline.sources.rows import batch_rows, is_damage, iter_rows, open_parquet, row_id
@@ -107,9 +109,32 @@ def test_batches_are_bounded_by_bytes(tmp_path: Path) -> None:
     sink = io.BytesIO()
     pq.write_table(table(64, size=1 << 20), sink, compression="none", use_dictionary=False)
     with open_parquet(sink) as file:
-        assert batch_rows(file, 0, ["images"]) == 31
-        assert batch_rows(file, 0, ["texts"]) == 1024
+        assert batch_rows(64 << 20, 64) == 32
+        assert batch_rows(100, 64) == 1024
+        assert batch_rows(9 << 30, 64) == 1
         assert sum(1 for _ in iter_rows(file, 0, FINEVISION)) == 64
+
+
+def test_rows_too_large_to_hold_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pq.write_table(table(4, size=2 << 20), tmp_path / "a.parquet", compression="zstd", use_dictionary=False)
+    monkeypatch.setattr(pipeline.sources.rows, "MAX_ROW_BYTES", 1 << 20)
+    assert answers(read(tmp_path / "a.parquet")) == ["row-too-large"] * 4
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_flipped_bytes_never_lose_count(tmp_path: Path, seed: int) -> None:
+    """Damage anywhere before the footer: every row comes out as a conversation or a reject."""
+    chance = random.Random(seed)
+    pq.write_table(table(30, size=50, source=pa.array(["s"] * 30)), tmp_path / "a.parquet", row_group_size=12)
+    data = bytearray((tmp_path / "a.parquet").read_bytes())
+    for _ in range(chance.choice([1, 4, 30])):
+        footer = int.from_bytes(data[-8:-4], "little") + 8
+        data[chance.randrange(4, len(data) - footer)] = chance.randrange(256)
+    (tmp_path / "a.parquet").write_bytes(data)
+    with open_parquet(tmp_path / "a.parquet") as file:
+        for group in range(file.num_row_groups):
+            found = [index for index, _ in iter_rows(file, group, FINEVISION)]
+            assert found == list(range(file.metadata.row_group(group).num_rows))
 
 
 def test_trouble_of_disk_and_network_is_no_damage() -> None:
