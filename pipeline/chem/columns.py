@@ -119,7 +119,8 @@ def _judge(lines: list[str], separator: str, smiles_column: str, id_column: str)
         if smiles is None:
             return None
         share = 1.0 + shares[smiles]
-        header = smiles < len(names) and not looks_like_smiles(table[0][smiles])
+        # named by its header, it has one, even where the name itself could be SMILES (`b` is boron)
+        header = smiles_column.lower() in names or not looks_like_smiles(table[0][smiles] if smiles < len(names) else "")
     else:
         top = max(shares)
         if top < 0.5:

@@ -37,6 +37,7 @@ Row = tuple[dict[str, Any], bytes]
 Arguments = list[Any]
 CRASH_STRIKES, KILL_STRIKES = 2, 3
 START_FAILURES = 5
+WORKER = (sys.executable, "-m", "pipeline.chem.worker")
 _FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
 _AHEAD = 2  # tasks a worker may hold: one running, one waiting in its pipe
 _WINDOW = 6  # tasks a worker, finished or not, kept for the sake of order
@@ -83,7 +84,7 @@ class Pool:
 
     def __init__(
         self, job: Job, *, workers: int, quarantine: Path, deadline: float = 20.0, memory_mb: int = 3072,
-        command: tuple[str, ...] = (sys.executable, "-m", "pipeline.chem.worker"),
+        command: tuple[str, ...] = WORKER,
     ) -> None:
         self.job, self.count, self.deadline, self.memory_mb, self.command = job, workers, deadline, memory_mb, command
         self.quarantine_path = quarantine

@@ -26,7 +26,7 @@ from typing import Any
 from pipeline.chem.card import write_card, write_grid
 from pipeline.chem.job import Job
 from pipeline.chem.output import write_lines, write_parquet, write_text
-from pipeline.chem.pool import Pool
+from pipeline.chem.pool import WORKER, Pool
 from pipeline.chem.select import Molecule, Reject, Share, Source, Spool, read_bucket, remove, select
 
 FORMAT = "render-chem 1"
@@ -119,8 +119,12 @@ def identity_of(plan: Plan) -> dict[str, Any]:
     }
 
 
-def render(plan: Plan, *, workers: int, deadline: float, memory_mb: int, progress: Progress) -> Report:
+def render(
+    plan: Plan, *, workers: int, deadline: float = 20.0, memory_mb: int = 3072, progress: Progress | None = None,
+    command: tuple[str, ...] = WORKER,
+) -> Report:
     """Renders this slice of the set, or what is left of it. Raises OtherSet, PoolError, ValueError."""
+    progress = progress or Progress()
     run = _Run(plan=plan, work=plan.out / ".work", progress=progress, identity=identity_of(plan))
     run.work.mkdir(parents=True, exist_ok=True)
     with _lock(run.work / f"lock-{plan.part}"):
@@ -135,7 +139,7 @@ def render(plan: Plan, *, workers: int, deadline: float, memory_mb: int, progres
         restarts, route, why, peak = 0, "", "", 0.0
         if missing or share is None:
             with Pool(plan.job, workers=workers, quarantine=plan.out / f"quarantine{_suffix(plan)}.jsonl",
-                      deadline=deadline, memory_mb=memory_mb) as pool:
+                      deadline=deadline, memory_mb=memory_mb, command=command) as pool:
                 share = _work(run, pool, share, missing)
                 restarts, route, why, peak = pool.restarts, pool.route, pool.why, pool.peak_memory_mb
         assert share is not None
