@@ -313,6 +313,11 @@ def test_save_and_load(model: VLM, tmp_path: Path) -> None:
     assert (tmp_path / "tokenizer.json").read_bytes() == tiny_tokenizer()
     with pytest.raises(ValueError, match="lack"):
         save_pretrained(model, tmp_path, tiny_tokenizer(), {"mode": "micro"})
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    for damage in (weights[:-9], weights.replace(b"image_newline", b"image_oldline"), b"\xff" * 99, b""):
+        (tmp_path / "model.safetensors").write_bytes(damage)
+        with pytest.raises(ValueError, match="damaged or of another model"):
+            load_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"format_version": 99}')
     with pytest.raises(ValueError, match="not of checkpoint format"):
         load_pretrained(tmp_path)

@@ -117,40 +117,21 @@ class VLMConfig:
 
 SIZES: dict[str, VLMConfig] = {
     "micro": VLMConfig(
-        sam=SamConfig(
-            side=256, width=64, layers=3, heads=2, mlp=256, window=4, global_blocks=(1,), neck=64, compressor=(128, 192)
-        ),
+        sam=SamConfig(side=256, width=64, layers=3, heads=2, mlp=256, window=4, global_blocks=(1,), neck=64,
+                      compressor=(128, 192)),
         clip=ClipConfig(layers=2, heads=6, mlp=768, grid=4),
         decoder=DecoderConfig(width=192, layers=3, heads=6, kv_heads=2, mlp=512),
     ),
     "nano": VLMConfig(
-        sam=SamConfig(
-            side=640,
-            width=256,
-            layers=6,
-            heads=4,
-            mlp=1024,
-            window=8,
-            global_blocks=(2, 5),
-            neck=128,
-            compressor=(256, 384),
-        ),
+        sam=SamConfig(side=640, width=256, layers=6, heads=4, mlp=1024, window=8, global_blocks=(2, 5), neck=128,
+                      compressor=(256, 384)),
         clip=ClipConfig(layers=4, heads=6, mlp=1536, grid=10),
         decoder=DecoderConfig(width=384, layers=8, heads=6, kv_heads=2, mlp=1024),
     ),
     "full": VLMConfig(
-        sam=SamConfig(
-            side=1024,
-            width=768,
-            layers=12,
-            heads=12,
-            mlp=3072,
-            window=14,
-            global_blocks=(2, 5, 8, 11),
-            neck=256,
-            compressor=(512, 1024),
-        ),
+        sam=SamConfig(side=1024, width=768, layers=12, heads=12, mlp=3072, window=14, global_blocks=(2, 5, 8, 11), neck=256,
+                      compressor=(512, 1024)),
         clip=ClipConfig(layers=24, heads=16, mlp=4096, grid=16),
         decoder=DecoderConfig(width=576, layers=30, heads=9, kv_heads=3, mlp=1536, rope_theta=100000.0),
     ),
-}
+}  # fmt: skip

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -254,5 +255,8 @@ def load_pretrained(folder: Path) -> tuple[VLM, dict[str, Any]]:
     config = VLMConfig.from_dict(meta.pop("model"))
     with torch.device("meta"):
         model = VLM(config)
-    model.load_state_dict(load_file(folder / "model.safetensors"), assign=True)
+    try:
+        model.load_state_dict(load_file(folder / "model.safetensors"), assign=True)
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{folder / 'model.safetensors'} is damaged or of another model: {error}") from error
     return model.eval(), meta
