@@ -13,16 +13,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pipeline.convert import CONVERTERS, Converted, convert
+from pipeline.conversions import converter_of, first_files, further_files, local_input, origin_of
+from pipeline.convert import Converted, convert
 from pipeline.footers import FileRef, read_footers
 from pipeline.hub.api import HubFile, list_files, resolve_revision
 from pipeline.hub.fetch import Outcome, Want, bring_all
 from pipeline.hub.record import Record, load_record
-from pipeline.hub.retry import DEFAULT, HubError, NotOnHub, Retry
+from pipeline.hub.retry import DEFAULT, NotOnHub, Retry
 from pipeline.known import save_known
 from pipeline.plan import Plan, make_plan, options_of, source_refs
 from pipeline.recipe import FINEVISION, Recipe, RecipeError, SourceSpec, load_recipe, nearest, shipped
-from pipeline.sources import KINDS
 from pipeline.subsets import shipped_table
 
 CONNECTIONS = 8
@@ -91,40 +91,6 @@ def pin(raw: Path, repos: Sequence[str], update: bool, policy: Retry) -> dict[st
     return records
 
 
-def origin_of(source: SourceSpec) -> str | None:
-    """The hub repository that a source needs files of; None for rendered and local ones."""
-    if source.converted:
-        return None if source.path is not None else KINDS[source.kind].origin
-    return source.repo if source.on_hub else None
-
-
-def conversion_files(source: SourceSpec, repo: str, revision: str, policy: Retry = DEFAULT) -> list[HubFile]:
-    """The hub files that a source is converted from."""
-    files = []
-    for name in CONVERTERS[_converter(source)].files:
-        folder = name.rstrip("/") if name.endswith("/") else name.rpartition("/")[0]
-        found = [file for file in list_files(repo, folder, revision, recursive=name.endswith("/"), policy=policy)
-                 if name.endswith("/") or file.path == name]
-        if not found:
-            raise HubError(f"{repo} has no {name} at {revision}: {source.name} cannot be converted")
-        files += found
-    return files
-
-
-def _converter(source: SourceSpec) -> str:
-    return KINDS[source.kind].converter or "jsonl"
-
-
-def local_input(source: SourceSpec, recipe: Recipe, raw: Path) -> Path:
-    """Where a source's `path` is: absolute, beside the recipe's file, or below raw. Raises RecipeError when nowhere."""
-    assert source.path is not None
-    places = [base / source.path for base in (recipe.home, raw) if base is not None]
-    for place in places:
-        if place.exists():
-            return place
-    raise RecipeError(f"[sources.{source.name}] path = {source.path!r}: there is no " + " nor ".join(map(str, places)))
-
-
 def download(recipe: Recipe, *, raw: Path, connections: int = CONNECTIONS, snapshots: Sequence[Path] = (), workers: int = 1,
              update: bool = False, policy: Retry = DEFAULT, watch: Watch = Watch()) -> Fetched:
     """Brings to `raw` every file that `recipe` takes and converts what is not parquet, with `workers` processes.
@@ -139,24 +105,37 @@ def download(recipe: Recipe, *, raw: Path, connections: int = CONNECTIONS, snaps
     parquet = tuple(source for source in recipe.sources if source.on_hub)
     plan = _plan_parquet(replace(recipe, sources=parquet), raw, policy, watch) if parquet else None
     wants = [_want(file.ref) for file in plan.files] if plan else []
+    first: dict[str, list[HubFile]] = {}
     for source in recipe.sources:
         if source.converted and (repo := origin_of(source)):
-            wants += [Want(repo=repo, revision=records[repo].revision, file=file)
-                      for file in conversion_files(source, repo, records[repo].revision, policy)]
+            first[source.name] = first_files(source, repo, records[repo].revision, policy)
+            wants += [Want(repo=repo, revision=records[repo].revision, file=file) for file in first[source.name]]
     for repo, record in records.items():
         wants += [Want(repo=repo, revision=record.revision, file=file)
                   for file in list_files(repo, "", record.revision, recursive=False, policy=policy)
                   if file.path == "README.md"]
-    wants = list({(want.repo, want.file.path): want for want in wants}.values())
-    watch.stage("download", sum(want.file.size for want in wants), "B")
-    outcomes = bring_all(wants, raw, records, connections=connections, snapshots=snapshots, policy=policy,
+
+    def fetch(wants: list[Want]) -> list[Outcome]:
+        wants = list({(want.repo, want.file.path): want for want in wants}.values())
+        watch.stage("download", sum(want.file.size for want in wants), "B")
+        return bring_all(wants, raw, records, connections=connections, snapshots=snapshots, policy=policy,
                          progress=watch.step)
+
+    outcomes = fetch(wants)
     incomplete = {outcome.want.repo for outcome in outcomes if outcome.how == "failed"}
+    more = []
+    for source in recipe.sources:
+        if source.name in first and (repo := origin_of(source)) and repo not in incomplete:
+            files = further_files(source, recipe, repo, records[repo].revision, raw, first[source.name], policy)
+            more += [Want(repo=repo, revision=records[repo].revision, file=file) for file in files]
+    if more:
+        outcomes += fetch(more)
+        incomplete = {outcome.want.repo for outcome in outcomes if outcome.how == "failed"}
     converted = {}
     for source in recipe.sources:
-        if source.converted and (repo := origin_of(source)) not in incomplete:
-            folder = local[source.name] if repo is None else raw / repo
-            converted[source.name] = convert(_converter(source), folder, raw / source.root, name=source.name,
+        if source.converted and (origin := origin_of(source)) not in incomplete:
+            folder = local[source.name] if origin is None else raw / origin
+            converted[source.name] = convert(converter_of(source), folder, raw / source.root, name=source.name,
                                              options=options_of(source), workers=workers)
     return Fetched(plan=plan, outcomes=tuple(outcomes), converted=converted, seconds=time.monotonic() - start,
                    revisions={repo: record.revision for repo, record in records.items()})

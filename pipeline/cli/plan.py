@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def conversion_bytes(recipe: "Recipe", raw: Path, missing: Sequence[str]) -> dict[str, int]:
     """Bytes on the hub of what the missing sources are to be converted from; sizes only, nothing is fetched."""
-    from pipeline.download import conversion_files, origin_of
+    from pipeline.conversions import named_files, origin_of
     from pipeline.hub.api import resolve_revision
     from pipeline.hub.record import load_record
     from pipeline.hub.retry import NotOnHub
@@ -28,7 +28,7 @@ def conversion_bytes(recipe: "Recipe", raw: Path, missing: Sequence[str]) -> dic
         if source.converted and source.name in missing and (repo := origin_of(source)):
             with contextlib.suppress(NotOnHub):
                 revision = load_record(raw, repo).revision or resolve_revision(repo)
-                sizes[source.name] = sum(file.size for file in conversion_files(source, repo, revision))
+                sizes[source.name] = sum(file.size for file in named_files(source, repo, revision))
     return sizes
 
 
