@@ -20,7 +20,7 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.conversation import Conversation, Reject
+from pipeline.conversation import Conversation, Reject, turns_of
 from pipeline.render import Rendered, render_conversations
 from pipeline.tokens import Tokenizer
 from pipeline.units import Unit, page_units, turn_units
@@ -71,7 +71,10 @@ def fit_to_length(
 
 
 def cut(conversation: Conversation, rendered: Rendered, images: Sequence[int], seq_len: int) -> Fitted:
-    """The first seq_len tokens, ending before an image that would be split. images: the row's index of each image."""
+    """The first seq_len tokens, ending before an image that would be split, and the messages of the turns that begin in them.
+
+    images: the row's index of each image.
+    """
     stop = min(seq_len, len(rendered.ids))
     stop = min([stop, *(start for start, end in rendered.spans if end > stop)])
     spans = tuple(span for span in rendered.spans if span[1] <= stop)
@@ -82,7 +85,9 @@ def cut(conversation: Conversation, rendered: Rendered, images: Sequence[int], s
         ids=rendered.ids[:stop], mask=rendered.mask[:stop], spans=spans,
         turns=tuple((start, min(end, stop)) for start, end in rendered.turns if start < stop),
     )  # fmt: skip
-    kept = replace(conversation, images=conversation.images[: len(spans)], anchors=conversation.anchors[: len(spans)])
+    begun = [message for turn in turns_of(conversation.messages)[: len(short.turns)] for message in turn]
+    kept = replace(conversation, messages=tuple(begun), images=conversation.images[: len(spans)],
+                   anchors=conversation.anchors[: len(spans)])  # fmt: skip
     return Fitted(conversation=kept, rendered=_with_target(short), images=tuple(images[: len(spans)]),
                   cut=" and ".join(left_out))  # fmt: skip
 

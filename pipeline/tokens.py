@@ -2,8 +2,8 @@
 
 The library matches added tokens inside text. `encode_special_tokens=True` stops that for tokens flagged special, is not
 saved with the tokenizer, and does nothing for added tokens that are not flagged. So on loading every added token that
-could act as a control token is flagged special, the switch is set, and a probe proves it: no literal special token, as
-text, encodes to its own id.
+could act as a control token is flagged special, the switch is set, and a probe proves it: none of this project's special
+tokens, spelled out in text, encodes to its own id.
 
     tokenizer = load_tokenizer("HuggingFaceTB/SmolLM2-135M")     # or tokenizer.json, or a folder that holds one
     tokenizer.specials.image                                     # id of <|image|>
@@ -43,6 +43,8 @@ ATOMS: dict[str, tuple[str, ...]] = {
         *(f"<loc_{place}>" for place in range(501)),
     ),
 }  # fmt: skip
+
+_BLANKS = " \t\r\n\u2581"  # U+2581 stands for a blank in SentencePiece vocabularies
 
 _CHUNK = 1_000_000
 """Characters handed to the library at once, which bounds the memory of its results (up to 400 bytes a token)."""
@@ -118,10 +120,10 @@ class Tokenizer:
         return hashlib.sha256(self.to_json()).hexdigest()
 
     def _probe(self) -> None:
-        """Proves on this tokenizer that literal control tokens in text stay text."""
-        special = {token.content: index for index, token in self.inner.get_added_tokens_decoder().items() if token.special}
-        for text, ids in zip(special, self.encode_batch([f"a{text}b {text}" for text in special])):
-            if special[text] in ids:
+        """Proves on this tokenizer that a literal control token of ours stays text."""
+        own = dict(zip(SPECIAL_TOKENS, self.specials.as_dict().values()))
+        for text, ids in zip(own, self.encode_batch([f"a{text}b {text}" for text in own])):
+            if own[text] in ids:
                 raise ValueError(f"tokenizer {self.name}: the text {text!r} encodes to the control token of that name; "
                                  "use a tokenizer whose vocabulary does not build it from ordinary text")  # fmt: skip
 
@@ -138,7 +140,7 @@ def prepare(raw: bytes, *, name: str, revision: str = "", atoms: Sequence[str] =
         keep = {tag for tags in ATOMS.values() for tag in tags}
         for token in data.get("added_tokens") or []:
             # Runs of blanks and markup atoms are ordinary vocabulary; any other added token could be a control token.
-            if token["content"].strip() and token["content"] not in keep:
+            if token["content"].strip(_BLANKS) and token["content"] not in keep:
                 token["special"] = True
         inner = HFTokenizer.from_str(json.dumps(data))
     except Exception as error:  # the library raises bare Exception for a bad file

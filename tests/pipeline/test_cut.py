@@ -62,6 +62,14 @@ def test_an_image_that_does_not_fit_goes_with_all_after_it() -> None:
     assert piece.cut.endswith("tokens and 1 images")
 
 
+def test_messages_of_turns_that_are_cut_off_go_too() -> None:
+    conversation = talk("<image>a", "x" * 30, "b<image>", "two", images=2)
+    first_turn = render_conversations([conversation], [[4, 20]], tiny_tokenizer())[0].turns[0]
+    (piece,) = fit(conversation, [4, 20], first_turn[1], "truncate")
+    assert [message.content for message in piece.conversation.messages] == ["<image>a", "x" * 30]
+    assert piece.rendered.turns == (first_turn,)
+
+
 def test_an_image_over_the_length_is_rejected_and_so_is_a_cut_before_the_answer() -> None:
     with pytest.raises(Reject) as error:
         fit(talk("a", "b", images=2), [60, 60], 100, "truncate")

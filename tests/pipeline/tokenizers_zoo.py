@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import cache
 
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers.processors import TemplateProcessing
 
@@ -54,8 +54,23 @@ def whitespace_split() -> Tokenizer:
     return prepare(tokenizer.to_str().encode(), name="split")
 
 
+@cache
+def unigram() -> Tokenizer:
+    """A SentencePiece-like Unigram with blanks as U+2581, runs of them as added tokens, as Gemma's and T5's relatives have."""
+    tokenizer = HFTokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
+    tokenizer.decoder = decoders.Replace("\u2581", " ")
+    alphabet = [chr(code) for code in range(32, 127)] + ["\u2581", "\n", "\x00", "\u5b57"]
+    trainer = trainers.UnigramTrainer(vocab_size=300, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>",
+                                      initial_alphabet=alphabet, show_progress=False)  # fmt: skip
+    tokenizer.train_from_iterator([WORDS * 20], trainer)
+    tokenizer.add_tokens(["\u2581\u2581", "\n\n"])
+    return prepare(tokenizer.to_str().encode(), name="unigram")
+
+
 ZOO: dict[str, Callable[[], Tokenizer]] = {
     "smollm2-like": smollm2_like,
     "qwen-like": qwen_like,
     "split": whitespace_split,
+    "unigram": unigram,
 }
