@@ -117,7 +117,7 @@ def test_killed_and_resumed_is_the_same_run(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_twenty_kills(tmp_path: Path) -> None:
-    run_with_kills(tmp_path, kills=20, steps=60, seed=2)
+    run_with_kills(tmp_path, kills=20, steps=40, seed=2)
 
 
 def test_a_terminated_torchrun_saves_within_its_thirty_seconds(tmp_path: Path) -> None:

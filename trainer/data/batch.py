@@ -83,7 +83,7 @@ def row_bytes(rows: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     return vectors + pixels
 
 
-def write_row(data: bytes, row: Any, rules: Rules, out: Buffer, *, where: str = "", split: str = "train") -> RowInfo:
+def write_row(data: bytes | memoryview, row: Any, rules: Rules, out: Buffer, *, where: str = "", split: str = "train") -> RowInfo:
     """Decode one packed row into `out` (at least row_bytes long). DamagedRow, naming shard and offset, if it cannot be."""
     name = f"{shard_name(split, int(row['shard']))} at offset {int(row['offset'])}"
     place_name = f"{where}/{name}" if where else name

@@ -31,7 +31,7 @@ import torch
 
 from shards.reader import DamagedRow
 from trainer.data.batch import Batch, Buffer, RowInfo, Rules, assemble, row_bytes, write_row
-from trainer.data.store import ShardDirectory
+from trainer.data.store import Scratch, ShardDirectory
 from trainer.guard import die_with_parent
 
 Task = tuple[int, int]  # (directory, row of its table)
@@ -45,12 +45,12 @@ class RowSource:
     rules: Rules
     split: str
 
-    def read(self, task: Task) -> bytes:
-        """The row's bytes; may be called from several threads."""
+    def read(self, task: Task, scratch: Scratch) -> bytes | memoryview:
+        """The row's bytes, perhaps in `scratch`; may be called from several threads."""
         directory, row = self.directories[task[0]], task[1]
-        return directory.store.read_bytes(self.split, directory.rows[self.split][row])
+        return directory.store.read_bytes(self.split, directory.rows[self.split][row], scratch)
 
-    def write(self, task: Task, data: bytes, out: Buffer) -> RowInfo:
+    def write(self, task: Task, data: bytes | memoryview, out: Buffer) -> RowInfo:
         """Decode the row into a slot."""
         directory = self.directories[task[0]]
         row = directory.rows[self.split][task[1]]
@@ -68,7 +68,8 @@ def _work(source: RowSource, slots: Sequence[Buffer], pipe: Connection, parent: 
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     in_flight = max(directory.store.in_flight for directory in source.directories)
-    waiting: deque[tuple[int, Task, Future[bytes]]] = deque()
+    waiting: deque[tuple[int, Task, Scratch, Future[bytes | memoryview]]] = deque()
+    scratches = deque(Scratch() for _ in range(in_flight + 1))
     with ThreadPoolExecutor(in_flight) as pool:
         while True:
             while not waiting or (len(waiting) < in_flight and pipe.poll()):
@@ -79,8 +80,9 @@ def _work(source: RowSource, slots: Sequence[Buffer], pipe: Connection, parent: 
                 if message is None:
                     return
                 slot, task = message
-                waiting.append((slot, task, pool.submit(source.read, task)))
-            slot, task, reading = waiting.popleft()
+                scratch = scratches.popleft()
+                waiting.append((slot, task, scratch, pool.submit(source.read, task, scratch)))
+            slot, task, scratch, reading = waiting.popleft()
             result: RowInfo | Exception
             try:
                 result = source.write(task, reading.result(), slots[slot])
@@ -88,6 +90,7 @@ def _work(source: RowSource, slots: Sequence[Buffer], pipe: Connection, parent: 
                 result = error
             except Exception as error:  # an unreachable store, a bug: the loop must hear of it
                 result = RuntimeError(f"{source.name(task)}: {type(error).__name__}: {error}")
+            scratches.append(scratch)
             pipe.send((slot, result))
 
 
@@ -169,11 +172,12 @@ class Loader:
             thread.join()
 
     def _decode_here(self, plan: Iterable[Sequence[Task]], pin: bool) -> Iterator[Batch]:
+        scratch = Scratch()
         for tasks in plan:
             rows: list[tuple[RowInfo, Buffer]] = []
             for task, slot in zip(tasks, self._slots):
                 try:
-                    result: RowInfo | Exception = self._source.write(task, self._source.read(task), slot)
+                    result: RowInfo | Exception = self._source.write(task, self._source.read(task, scratch), slot)
                 except DamagedRow as error:
                     result = error
                 rows.append((self._accept(result), slot))
