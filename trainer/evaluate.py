@@ -3,15 +3,16 @@
     python trainer/evaluate.py --shards shards/demo --checkpoint runs/demo
     python trainer/evaluate.py --shards shards/stage2 --checkpoint runs/stage2 --source sroie --limit 200 --out report/
 
-Every answer of a sample is asked for once: the ids up to it (earlier answers as they should have been), its images, and
-then the model's own text until it stops. The blind score asks again with each image replaced by one of another sample, of
-the same source and size where there is one: a model that reads scores near nothing then. A model that guesses by the
-prompt scores the same twice.
+The first answer of a sample is asked for: the ids up to it, its images, and then the model's own text until it stops. With
+--turns all so is every later one, after the earlier answers as they should have been; those often give a later answer away
+(a receipt's text holds its total), so scores and blind scores are then higher. The blind score asks again with each image
+replaced by one of another sample, of the same source and size where there is one: a model that reads scores near nothing
+then. A model that guesses by the prompt scores the same twice.
 
 Writes OUT/report.md, OUT/report.json, OUT/answers.jsonl and OUT/pictures/; prints examples and a table, and ends with one
 line of JSON.
 Answers that use tools, or that the sequence length cut, are left out and counted. Cost: two generations an answer; on a
-CPU a micro model answers some 20 short questions a second.
+CPU a micro model answers some 10 short questions a second.
 """
 
 import argparse
@@ -75,8 +76,8 @@ class Question:
         return min(limit, 2 * len(self.reference) + 64)
 
 
-def questions_of(sample: Sample, specials: dict[str, int]) -> tuple[list[Question], Counter[str]]:
-    """All answers of a sample, and why others were left out."""
+def questions_of(sample: Sample, specials: dict[str, int], turns: str) -> tuple[list[Question], Counter[str]]:
+    """The first answer of a sample, or all (`turns`), and why others were left out."""
     ids, left_out = sample.ids.tolist(), Counter[str]()
     images = []
     for index, meta in enumerate(sample.meta["images"]):
@@ -85,7 +86,8 @@ def questions_of(sample: Sample, specials: dict[str, int]) -> tuple[list[Questio
     ends = np.cumsum([meta["placeholders"] for meta in sample.meta["images"]])
     stops = {specials["assistant_end"], specials["python_start"]}
     found: list[Question] = []
-    for start in (at + 1 for at, token in enumerate(ids) if token == specials["assistant_start"]):
+    starts = [at + 1 for at, token in enumerate(ids) if token == specials["assistant_start"]]
+    for number, start in enumerate(starts[:1] if turns == "first" else starts):
         end = next((at for at in range(start, len(ids)) if ids[at] in stops or sample.mask[at] != ANSWER), len(ids))
         if end == len(ids) or ids[end] != specials["assistant_end"]:
             left_out["cut" if end == len(ids) else "tools"] += 1
@@ -95,7 +97,7 @@ def questions_of(sample: Sample, specials: dict[str, int]) -> tuple[list[Questio
             Question(
                 source=str(sample.meta["source"]),
                 key=sample.key,
-                number=len(found),
+                number=number,
                 ids=tuple(ids[:start]),
                 images=tuple(image for image, stop in zip(images, ends) if stop <= seen),
                 reference=tuple(ids[start:end]),
@@ -105,7 +107,7 @@ def questions_of(sample: Sample, specials: dict[str, int]) -> tuple[list[Questio
 
 
 def gather(
-    directory: ShardDirectory, split: str, limit: int, only: Sequence[str], seed: int = 0
+    directory: ShardDirectory, split: str, limit: int, only: Sequence[str], *, turns: str = "first", seed: int = 0
 ) -> tuple[list[Question], Counter[str]]:
     """Up to `limit` answers a source, from rows in seeded order; and what was left out, by reason."""
     sources = directory.manifest["sources"]
@@ -122,7 +124,7 @@ def gather(
         for sample in parse_row(directory.store.read_bytes(split, rows[index]), rows[index], split):
             source = str(sample.meta["source"])
             if wanted.get(source, 0):
-                found, reasons = questions_of(sample, specials)
+                found, reasons = questions_of(sample, specials, turns)
                 questions += found[: wanted[source]]
                 wanted[source] -= len(found[: wanted[source]])
                 left_out += reasons
@@ -238,6 +240,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, required=True, help="a run's folder (its best checkpoint) or one checkpoint")
     parser.add_argument("--split", choices=("val", "train"), default="val", help="default: %(default)s")
     parser.add_argument("--source", action="append", default=[], help="only this source; repeatable")
+    parser.add_argument("--turns", choices=("first", "all"), default="first", help="answers of a sample (default: %(default)s)")
     parser.add_argument("--limit", type=int, default=100, help="answers a source (default: %(default)s)")
     parser.add_argument("--max-new-tokens", type=int, default=1024, help="for one answer (default: %(default)s)")
     parser.add_argument("--batch-tokens", type=int, default=16384, help="prompts and answers a batch (default: %(default)s)")
@@ -256,7 +259,7 @@ def main() -> None:
         directory = open_directory(args.shards)
         if load_tokenizer(directory.store.read_file("tokenizer.json")).get_vocab() != load_tokenizer(tokenizer_json).get_vocab():
             raise ValueError(f"{args.shards} was built with another tokenizer than {folder} was trained with")
-        questions, left_out = gather(directory, args.split, args.limit, args.source)
+        questions, left_out = gather(directory, args.split, args.limit, args.source, turns=args.turns)
         if not questions:
             raise ValueError(f"{args.shards} has no {args.split} answers to ask for; try --split train")
     except (ValueError, DamagedRow, FileNotFoundError) as error:
@@ -269,7 +272,7 @@ def main() -> None:
     out = args.out or folder / f"evaluation-{args.split}"
     pictures = {(question.key, question.number): question.images[0].views().view for question in questions if question.images}
     about = {"checkpoint": str(args.checkpoint), "step": meta.get("step"), "shards": args.shards, "split": args.split,
-             "limit": args.limit, "left_out": dict(left_out)}  # fmt: skip
+             "turns": args.turns, "limit": args.limit, "left_out": dict(left_out)}  # fmt: skip
     write_report(out, answers, scores, pictures, about, args.examples)
     print("\n".join([*example_lines(examples_of(answers, args.examples)), "", *table_lines(scores)]))
     print(json.dumps({"out": str(out), **about, "all": scores["all"]}, ensure_ascii=False))

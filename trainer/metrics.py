@@ -2,7 +2,7 @@
 
     normalised_edit_distance("kitten", "sitting")   3 / 7
     repetition_rate("abc" * 100)                    near 1: a model that goes round in a circle
-    smiles_scores(["OCC"], ["CCO"])                 {"exact": 1.0, "validity": 1.0, "tanimoto": 1.0}, or None without rdkit
+    smiles_scores(["OCC"], ["CCO"])                 {"exact": 1.0, "validity": 1.0, ...}, or None without rdkit
 
 Characters are Unicode code points after NFC, white space at both ends left out: Chinese counts character by character.
 Cost: an edit distance of two texts of 4,000 characters takes about 20 ms (a bit-parallel algorithm over Python's
@@ -11,9 +11,10 @@ integers).
 
 import unicodedata
 from collections.abc import Sequence
+from typing import Any
 
 REPEATED = 16  # characters of a passage that counts as repeated
-MAX_SMILES = 2000  # characters; a longer prediction is not parsed and counts as invalid
+MAX_SMILES = 2000  # characters; a longer text is not parsed and counts as invalid
 
 
 def normalise(text: str) -> str:
@@ -70,8 +71,9 @@ def repetition_rate(text: str) -> float:
 def smiles_scores(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float] | None:
     """Chemistry: exact match of canonical SMILES, share of valid predictions, mean Tanimoto similarity.
 
-    Similarity is of Morgan fingerprints (radius 2, 2048 bits), 0 for an invalid prediction. Stereo marks count for the
-    exact match. None without rdkit, or if some reference is no SMILES of two atoms or more: then this is no chemistry.
+    Scored where the reference is a SMILES of two atoms or more (`answers` tells how many); None without rdkit, or if that
+    is fewer than half of the references: then this is no chemistry. Similarity is of Morgan fingerprints (radius 2, 2048
+    bits), 0 for an invalid prediction. Stereo marks count for the exact match.
     """
     try:
         from rdkit import Chem, DataStructs
@@ -79,21 +81,25 @@ def smiles_scores(predictions: Sequence[str], references: Sequence[str]) -> dict
         from rdkit.rdBase import BlockLogs
     except ImportError:
         return None
+
+    def parse(text: str) -> Any:
+        # The parser reads a name after white space; here that would be text, and text is no SMILES.
+        fit = 0 < len(text) <= MAX_SMILES and text.isascii() and text.isprintable() and " " not in text
+        molecule = Chem.MolFromSmiles(text) if fit else None
+        return molecule if molecule is not None and molecule.GetNumAtoms() else None
+
     quiet = BlockLogs()  # noqa: F841  (silences the parser for as long as it lives)
     generator = GetMorganGenerator(radius=2, fpSize=2048)
-    exact = valid = similarity = 0.0
+    answers = exact = valid = similarity = 0.0
     for prediction, reference in zip(predictions, references, strict=True):
-        prediction, reference = normalise(prediction), normalise(reference)
-        # The parser reads a name after white space; here that would be text, and text is no SMILES.
-        truth = Chem.MolFromSmiles(reference) if reference and not set(reference) & set(" \t\n") else None
+        truth = parse(normalise(reference))
         if truth is None or truth.GetNumAtoms() < 2:
-            return None
-        readable = prediction and len(prediction) <= MAX_SMILES and prediction.isascii() and prediction.isprintable()
-        guess = Chem.MolFromSmiles(prediction) if readable and " " not in prediction else None
-        if guess is None or not guess.GetNumAtoms():
             continue
-        valid += 1
-        exact += Chem.MolToSmiles(guess) == Chem.MolToSmiles(truth)
-        similarity += DataStructs.TanimotoSimilarity(generator.GetFingerprint(guess), generator.GetFingerprint(truth))
-    count = max(len(references), 1)
-    return {"exact": exact / count, "validity": valid / count, "tanimoto": similarity / count} if references else None
+        answers += 1
+        if (guess := parse(normalise(prediction))) is not None:
+            valid += 1
+            exact += Chem.MolToSmiles(guess) == Chem.MolToSmiles(truth)
+            similarity += DataStructs.TanimotoSimilarity(generator.GetFingerprint(guess), generator.GetFingerprint(truth))
+    if not answers or 2 * answers < len(references):
+        return None
+    return {"exact": exact / answers, "validity": valid / answers, "tanimoto": similarity / answers, "answers": answers}

@@ -78,20 +78,22 @@ def text_sample(*turns: tuple[str, str, list[str]]) -> Sample:
 def test_every_answer_is_a_question() -> None:
     end = "<|assistant_end|>"
     made = text_sample(("what", "micro", ["red", end]), ("is it", "", ["two", "four", end]), ("what", "tiny", ["blue", end]))
-    found, left_out = questions_of(made, SPECIALS)
+    found, left_out = questions_of(made, SPECIALS, "all")
     assert [question.reference for question in found] == [(IDS["red"],), (IDS["two"], IDS["four"]), (IDS["blue"],)]
     assert [question.ids[-1] for question in found] == [IDS["<|assistant_start|>"]] * 3
     assert [len(question.images) for question in found] == [1, 1, 2]  # not the picture of a later turn
     assert IDS["red"] in found[1].ids
     assert not left_out
+    assert questions_of(made, SPECIALS, "first")[0] == found[:1]
 
 
 def test_cut_answers_and_tools_are_left_out_and_counted() -> None:
     end, python = "<|assistant_end|>", "<|python_start|>"
     made = text_sample(("what", "", ["two", python, "plus", "<|python_end|>", "<|output_start|>", "four", end]),
                        ("is", "", ["red", end]), ("it", "", ["blue"]))  # fmt: skip
-    found, left_out = questions_of(made, SPECIALS)
+    found, left_out = questions_of(made, SPECIALS, "all")
     assert [question.reference for question in found] == [(IDS["red"],)]
+    assert [question.number for question in found] == [1]
     assert left_out == {"tools": 1, "cut": 1}
 
 
@@ -281,7 +283,7 @@ def test_sample_command(run: Path, tmp_path: Path, command: Command) -> None:
 def test_stored_sample_round_trip() -> None:
     """What evaluation reads is what a shard holds: decoded views equal those that the loader makes."""
     _, made = synthetic.make_sample(random.Random(3), row="0", mode="gundam", size=(1300, 700))
-    found, _ = questions_of(made, SPECIALS)
+    found, _ = questions_of(made, SPECIALS, "all")
     views = found[0].images[0].views()
     assert views.grid == (2, 1)
     assert views.tiles is not None

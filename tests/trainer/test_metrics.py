@@ -68,13 +68,16 @@ def test_repetition_rate() -> None:
 
 def test_smiles_scores() -> None:
     pytest.importorskip("rdkit")
-    assert smiles_scores(["OCC", "C1=CC=CC=C1"], ["CCO", "c1ccccc1"]) == {"exact": 1, "validity": 1, "tanimoto": 1}
+    assert smiles_scores(["OCC", "C1=CC=CC=C1"], ["CCO", "c1ccccc1"]) == {
+        "exact": 1, "validity": 1, "tanimoto": 1, "answers": 2}  # fmt: skip
     scores = smiles_scores(["CCO", "C(", "", "CC CO", "C" * 3000, "CC\x00O"], ["CCN"] + ["CCO"] * 5)
     assert scores is not None
     assert (scores["exact"], scores["validity"]) == (0.0, 1 / 6)
     assert 0 < scores["tanimoto"] < 1 / 6
-    assert smiles_scores(["C[C@H](N)O"], ["C[C@@H](N)O"]) == {"exact": 0, "validity": 1, "tanimoto": 1}
-    for no_chemistry in (["B"], ["yes it is"], ["CCO", "receipt"], [""], ["42"]):
+    assert smiles_scores(["C[C@H](N)O"], ["C[C@@H](N)O"]) == {"exact": 0, "validity": 1, "tanimoto": 1, "answers": 1}
+    formulas_among_them = smiles_scores(["CCO", "C33H31NO5S", "OCC"], ["CCO", "C33H31NO5S", "CCO"])
+    assert formulas_among_them == {"exact": 1, "validity": 1, "tanimoto": 1, "answers": 2}
+    for no_chemistry in (["B"], ["yes it is"], ["CCO", "receipt", "total"], [""], ["42"]):
         assert smiles_scores(["CCO"] * len(no_chemistry), no_chemistry) is None
     assert smiles_scores([], []) is None
 
