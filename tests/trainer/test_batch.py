@@ -134,7 +134,7 @@ def test_a_damaged_row_is_named(tmp_path: Path, change: str) -> None:
     directory = open_directory(str(folder))
     rules = Rules.of(directory.manifest, "all")
     row = directory.rows["train"][1].copy()
-    data = directory.store.read_bytes("train", row)
+    data = bytes(directory.store.read_bytes("train", row))
     if change == "vocabulary":
         rules = Rules(**{**vars(rules), "vocab_size": 3})
     elif change == "seq_len":
