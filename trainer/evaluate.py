@@ -12,7 +12,7 @@ then. A model that guesses by the prompt scores the same twice.
 Writes OUT/report.md, OUT/report.json, OUT/answers.jsonl and OUT/pictures/; prints examples and a table, and ends with one
 line of JSON.
 Answers that use tools, or that the sequence length cut, are left out and counted. Cost: two generations an answer; on a
-CPU a micro model answers some 10 short questions a second.
+CPU a micro model gave 21 answers of up to 400 tokens, and their blind twins, in 6 s of processor time.
 """
 
 import argparse

@@ -1,9 +1,15 @@
 """Key maps, on checkpoints with random weights that transformers itself saved."""
 
 import dataclasses
+import http.server
 import json
+import os
+import subprocess
+import sys
+import threading
+import urllib.parse
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -241,3 +247,69 @@ def test_full_size_maps_cover_the_published_checkpoints() -> None:
         for ours, names in map_keys(state)[1].items():
             parts = [tuple(state[name].shape) for name in names]
             assert shapes[ours] == (sum(part[0] for part in parts), *parts[0][1:]) if parts[0] else shapes[ours] == ()
+
+
+class ModelHub(http.server.BaseHTTPRequestHandler):
+    """A hub with one model repository, owner/name, whose files are `folder`'s."""
+
+    folder: Path
+    asked: ClassVar[list[str]] = []
+
+    def answer(self, body: bytes, **headers: str) -> None:
+        self.send_response(200)
+        for name, value in {"Content-Length": str(len(body)), "X-Repo-Commit": "c0ffee" * 6 + "abcd", **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        path = urllib.parse.urlsplit(self.path).path
+        self.asked.append(path)
+        files = {file.name: file for file in self.folder.iterdir()}
+        name = path.rpartition("/")[2]
+        if path.startswith("/api/models/owner/name/tree/"):
+            listing = [{"type": "file", "path": n, "size": f.stat().st_size, "oid": "0" * 40} for n, f in files.items()]
+            self.answer(json.dumps(listing).encode(), Content_Type="application/json")
+        elif path.startswith("/api/models/owner/name"):
+            about = {"id": "owner/name", "sha": "c0ffee" * 6 + "abcd", "siblings": [{"rfilename": name} for name in files]}
+            self.answer(json.dumps(about).encode(), Content_Type="application/json")
+        elif path.startswith("/owner/name/resolve/") and name in files:
+            self.answer(files[name].read_bytes(), ETag=f'"{len(files[name].read_bytes()):040x}"')
+        else:
+            self.send_error(404)
+
+    do_HEAD = do_GET
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def test_a_hub_id(tmp_path: Path) -> None:
+    """Through the real hub client: safetensors, config and tokenizer are fetched, a pickle beside them is not."""
+    repo = tmp_path / "repo"
+    save(llama_like(TINY.decoder), repo, tiny_tokenizer())
+    (repo / "pytorch_model.bin").write_bytes(b"\x80\x04")
+    ModelHub.folder = repo
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), ModelHub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        code = (
+            "import sys; from tests.trainer.references import TINY, tiny_tokenizer; from trainer.model.vlm import VLM\n"
+            "from trainer.pretrained import initialise, open_source\n"
+            "try: print(list(initialise(VLM(TINY), open_source(sys.argv[1]), tiny_tokenizer()).loaded))\n"
+            "except ValueError as error: print(error)"
+        )
+        outputs = [
+            subprocess.run(
+                [sys.executable, "-c", code, name],
+                env={**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "home"),
+                     "NO_PROXY": "127.0.0.1"},
+                capture_output=True, text=True, cwd=Path(__file__).parents[2],
+            ).stdout
+            for name in ("owner/name", "owner/other")
+        ]
+        server.shutdown()
+    assert outputs[0] == "['decoder']\n"
+    assert outputs[1].startswith("cannot fetch owner/other from the hub")
+    assert any(path.endswith("/model.safetensors") for path in ModelHub.asked)
+    assert not any(path.endswith(".bin") for path in ModelHub.asked)
