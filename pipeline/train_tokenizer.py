@@ -96,7 +96,7 @@ def _block_texts(plan: Plan, block: Block) -> Iterator[str]:
     spec = plan.recipe.sources[block.source]
     kind, rules = KINDS[spec.kind], options_of(spec)
     if "images" in kind.columns:  # without them the markers cannot be counted, and they are not what is learnt here
-        kind = replace(kind, columns=tuple(name for name in kind.columns if name != "images"))
+        kind = replace(kind, columns=tuple(name for name in kind.columns if name not in ("images", "image")))
         rules = replace(rules, markers="text", min_images=0)
     ref = plan.files[block.file].ref
     with open(ref.local, "rb") if ref.local is not None else open_remote(ref.repo, ref.revision, ref.path, ref.size) as handle:

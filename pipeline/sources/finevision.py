@@ -2,8 +2,8 @@
 
 One adapter for every set in this layout: FineVision's 185 subsets, rendered chemistry, what `download` converted, any
 other Hugging Face parquet set with `images` and `texts`. `images` may be list<struct<bytes, path>> with its fields in any
-order, list<binary>, null or absent. A path is never opened: an image without bytes rejects the row, and so does a null
-one, since a page is never dropped while its text is kept.
+order, list<binary>, one of these not in a list (also as the column `image`), null or absent. A path is never opened: an
+image without bytes rejects the row, and so does a null one, since a page is never dropped while its text is kept.
 
 Images of turns that the rules drop move on to the next kept turn, in front of its text, so that every kept question still
 has all images before it; images that only later, dropped turns show go with those (counted as dropped_images).
@@ -73,7 +73,7 @@ class Options:
 
 def convert(row: Row, *, source: str, row_id: str, options: Options) -> Conversation:
     """One row to a Conversation. Raises Reject with the reason when nothing of it can be used."""
-    images = read_images(row.get("images"))
+    images = read_images(row["images"] if row.get("images") is not None else row.get("image"))
     if len(images) < options.min_images:
         raise Reject("too-few-images", f"{len(images)} images; min_images is {options.min_images}")
     if options.max_images and len(images) > options.max_images:
@@ -109,6 +109,8 @@ def read_images(value: Any) -> tuple[bytes, ...]:
     images = []
     for index, entry in enumerate(value):
         data = entry.get("bytes") if isinstance(entry, dict) else entry
+        if isinstance(data, list) and all(isinstance(byte, int) and 0 <= byte < 256 for byte in data):
+            data = bytes(data)  # list<uint8>, as some writers store bytes
         if not isinstance(data, bytes) or not data:
             path = entry.get("path") if isinstance(entry, dict) else entry
             told = f" (its path {str(path)[:80]!r} is not opened)" if isinstance(path, str) and path else ""
@@ -174,7 +176,7 @@ def prompted(turn: Turn, prompts: Sequence[str], key: str) -> tuple[str, int | N
 
 
 KIND = Kind(
-    columns=("images", "texts", "source", "canonical_smiles", *(f"{axis}_ratings" for axis in AXES)),
+    columns=("images", "image", "texts", "source", "canonical_smiles", *(f"{axis}_ratings" for axis in AXES)),
     required=("texts",),
     convert=convert,
     options=Options,

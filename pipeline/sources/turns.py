@@ -23,13 +23,15 @@ LOWEST, HIGHEST = 1, 5
 
 
 def raw_turns(texts: Any) -> list[tuple[str, str] | None]:
-    """(user, answer) of each turn, None for a null one. Accepts a list of structs in any field order, or a struct of lists.
+    """(user, answer) of each turn, None for a null one.
 
-    Raises Reject("no-answer") when there is nothing, Reject("layout") when it is something else.
+    Accepts a list of structs with their fields in any order, a struct of lists, or one struct. Raises Reject("no-answer") when there is nothing, Reject("layout") when it is something else.
     """
     if texts is None or texts == []:
         raise Reject("no-answer", "texts is null or empty")
-    if isinstance(texts, dict):
+    if isinstance(texts, dict) and isinstance(texts.get("assistant"), str):  # one turn, not in a list
+        texts = [texts]
+    elif isinstance(texts, dict):
         users, answers = texts.get("user"), texts.get("assistant")
         if not isinstance(users, list) or not isinstance(answers, list) or len(users) != len(answers):
             raise Reject("layout", "texts is a struct without equal lists user and assistant")
@@ -67,7 +69,9 @@ def rating(row: Row, axis: str, index: int) -> int | None:
     if not isinstance(values, list) or index >= len(values):
         return None
     value = values[index]
-    return value if isinstance(value, int) and LOWEST <= value <= HIGHEST else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not LOWEST <= value <= HIGHEST:
+        return None
+    return int(value) if value == int(value) else None  # 4.0 is a 4, where a column of floats holds them
 
 
 def rated_well(row: Row, index: int, minimum: Mapping[str, int], keep_null: bool) -> bool:

@@ -42,10 +42,11 @@ def test_all_turns_and_all_images() -> None:
 @pytest.mark.parametrize(
     "images",
     [[{"path": None, "bytes": b"1"}], [b"1"], {"bytes": b"1", "path": None}, b"1", [{"bytes": b"1"}],
-     [{"path": "/etc/hostname", "bytes": b"1"}]],
+     [{"path": "/etc/hostname", "bytes": b"1"}], [{"bytes": [49], "path": None}]],
 )  # fmt: skip
 def test_images_in_any_layout(images: Any) -> None:
     assert run({"images": images, "texts": [{"assistant": "a", "user": "q"}]}).images == (b"1",)
+    assert run({"image": images, "texts": {"assistant": "a", "user": "q"}}).images == (b"1",)
 
 
 @pytest.mark.parametrize(
@@ -117,6 +118,10 @@ def test_images_of_dropped_turns_move_to_the_next_kept_turn() -> None:
     assert out.meta == {"dropped": "no-answer:2", "dropped_images": "1"}
 
 
+def test_ratings_stored_as_floats() -> None:
+    assert run(row(("q", "a"), ("r", "b"), relevance_ratings=[4.0, 2.0]), min_ratings={"relevance": 3}).answers == 1
+
+
 RATED = row(("q", "a"), ("r", "b"), ("s", "c"), relevance_ratings=[5, 2, 4], formatting_ratings=[1, 5, None])
 
 
@@ -143,7 +148,7 @@ def test_turn_and_rating_rules(options: dict[str, Any], kept: str) -> None:
     assert out.dropped_turns == 3 - len(kept)
 
 
-@pytest.mark.parametrize("ratings", [None, [], [None, None, None], [5], [0, -1, 99], "5", 5])
+@pytest.mark.parametrize("ratings", [None, [], [None, None, None], [5], [0, -1, 99], "5", 5, [float("nan"), 4.5, True], ["5"]])
 def test_ratings_that_are_none(ratings: Any) -> None:
     """Null, missing, short, out of range: no rating, kept or dropped as the policy says."""
     rated = row(("q", "a"), ("r", "b"), ("s", "c"), relevance_ratings=ratings)
