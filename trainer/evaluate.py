@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from shards.geometry import PAD_COLOUR, TILE, get_mode
+from shards.geometry import PAD_COLOUR, TILE, get_mode, patches
 from shards.masks import ANSWER
 from shards.reader import DamagedRow, parse_row
 from shards.sample import Sample
@@ -38,6 +38,8 @@ from trainer.generate import Prompt, decode_answer, generate, load_tokenizer, sp
 from trainer.model.vlm import VLM, load_pretrained
 from trainer.pixels import ImageViews, cut_tiles, decode_image, place
 from trainer.report import Answer, example_lines, examples_of, summarise, table_lines, write_report
+
+BATCH_PATCHES = 16 * 4096  # of 16 x 16 pixels: sixteen pages of 1024 pixels in one pass of the encoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +187,7 @@ def ask(
         batch.append(at)
         longest = max(len(questions[member].ids) + questions[member].budget(max_new_tokens) for member in batch)
         last = place_ + 1 == len(order)
-        if not last and (len(batch) + 1) * longest <= batch_tokens:
+        if not last and (len(batch) + 1) * longest <= batch_tokens and _patches(questions, batch) < BATCH_PATCHES:
             continue
         prompts = [
             Prompt(
@@ -200,6 +202,10 @@ def ask(
         print(f"\r{place_ + 1} of {len(order)} answers", end="\n" if last else "", file=sys.stderr, flush=True)
         batch = []
     return answers
+
+
+def _patches(questions: Sequence[Question], batch: Sequence[int]) -> int:
+    return sum(patches(image.mode, image.grid) for member in batch for image in questions[member].images)
 
 
 def evaluate(

@@ -146,9 +146,11 @@ def test_a_model_that_reads_scores_and_its_blind_twin_does_not(shards: Path, mon
 
     def reads(model: Any, prompts: list[Prompt], *, stop_id: int, max_new_tokens: int) -> list[list[int]]:
         sizes.append(sum(len(prompt.ids) for prompt in prompts))
+        assert sum((len(image.view) // 16) ** 2 for prompt in prompts for image in prompt.images) < 2000 + 1600
         return [list(by_picture[p.images[0].view.tobytes()] if p.images else ()) for p in prompts]
 
     monkeypatch.setattr(evaluate, "generate", reads)
+    monkeypatch.setattr(evaluate, "BATCH_PATCHES", 2000)
     tokenizer = load_tokenizer(synthetic.tokenizer_json())
     answers = evaluate.evaluate(None, tokenizer, questions, stop_id=0, batch_tokens=600)  # type: ignore[arg-type]
     scores = summarise(answers)
