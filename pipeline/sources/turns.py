@@ -25,7 +25,8 @@ LOWEST, HIGHEST = 1, 5
 def raw_turns(texts: Any) -> list[tuple[str, str] | None]:
     """(user, answer) of each turn, None for a null one.
 
-    Accepts a list of structs with their fields in any order, a struct of lists, or one struct. Raises Reject("no-answer") when there is nothing, Reject("layout") when it is something else.
+    Accepts a list of structs with their fields in any order, a struct of lists, or one struct. Raises Reject("no-answer")
+    when there is nothing, Reject("layout") when it is something else.
     """
     if texts is None or texts == []:
         raise Reject("no-answer", "texts is null or empty")

@@ -49,9 +49,9 @@ def test_json_and_start(recipe: Path, tmp_path: Path) -> None:
 def test_usage(tmp_path: Path) -> None:
     assert run("preview").exit_code == 2
     assert run("train-tokenizer").exit_code == 2
-    done = run("preview", "--subset", "chartqq", "--raw", tmp_path)
+    done = run("preview", "--recipe", "stage1", "--subset", "sroi", "--raw", tmp_path)
     assert done.exit_code == 2
-    assert "chartqa" in done.output
+    assert "sroie" in done.output
 
 
 def test_control_characters_do_not_reach_the_terminal() -> None:

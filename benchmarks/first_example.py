@@ -1,0 +1,81 @@
+"""Time and memory to the first example, and over a shuffled pass: a Task beside the list that a streamed set is often cached in.
+
+    python -m benchmarks.first_example [--rows 18000] [--image-kb 40]
+
+Makes a set of that many rows (default about 0.7 GB, in a temporary folder), then runs each way in a process of its own, A B A B.
+"list" is what the training notes warn of: `datasets` streams the set into a Python list before the first example can be drawn.
+Prints medians: seconds to the first example, seconds for 200 examples of a shuffled mixture, peak memory over the import's.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+CHILD = """
+import json, random, resource, sys, time
+raw, way = sys.argv[1:]
+if way == "task":
+    from pipeline.tasks import FineVision, TaskMixture
+else:
+    from datasets import load_dataset
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+before, start = peak(), time.perf_counter()
+if way == "task":
+    data = TaskMixture([FineVision("big", raw=raw)])
+    get = data.conversation
+else:
+    files = raw + "/HuggingFaceM4/FineVision/big/*.parquet"
+    data = list(load_dataset("parquet", data_files=files, split="train", streaming=True))
+    random.Random(0).shuffle(data)
+    get = data.__getitem__
+get(0)
+first = time.perf_counter() - start
+start = time.perf_counter()
+for index in range(1, 201):
+    get(index)
+print(json.dumps({"first": first, "then": time.perf_counter() - start, "memory": peak() - before}))
+"""
+
+
+def make(folder: Path, rows: int, size: int) -> None:
+    """Files of 1,000 rows in row groups of 100, of images that cannot be compressed."""
+    folder.mkdir(parents=True)
+    files = -(-rows // 1000)
+    for number in range(files):
+        chance = random.Random(number)
+        table = pa.Table.from_pylist([{"images": [{"bytes": chance.randbytes(size), "path": None}],
+                                       "texts": [{"user": "q", "assistant": str(k)}]} for k in range(1000)])
+        pq.write_table(table, folder / f"train-{number:05d}-of-{files:05d}.parquet", row_group_size=100, compression="none",
+                       use_dictionary=False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=18_000)
+    parser.add_argument("--image-kb", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as raw:
+        make(Path(raw) / "HuggingFaceM4/FineVision/big", arguments.rows, arguments.image_kb * 1000)
+        found: dict[str, list[dict[str, float]]] = {"task": [], "list": []}
+        for _ in range(arguments.rounds):
+            for way, runs in found.items():
+                done = subprocess.run([sys.executable, "-c", CHILD, raw, way], capture_output=True, text=True, check=True)
+                runs.append(json.loads(done.stdout))
+    for way, runs in found.items():
+        median = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+        print(f"{way}: first example after {median['first']:.2f} s, the next 200 in {median['then']:.2f} s, "
+              f"{median['memory']:.0f} MB more than the imports")
+
+
+if __name__ == "__main__":
+    main()
