@@ -15,6 +15,7 @@ from shards import tar
 
 IMAGE_SUFFIXES = ("jpg", "png")
 KEY = re.compile(r"(train|val)-\d{6,}-\d{6,}")
+_ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _FIELD = re.compile(r"(\d{1,5})(\.tiles)?\.(jpg|png)")
 
@@ -77,7 +78,7 @@ def encode_json(meta: dict[str, Any]) -> bytes:
 
     A lone surrogate, which UTF-8 cannot hold, becomes U+FFFD: one character for one, so that offsets stay right.
     """
-    text = json.dumps(meta, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    text = _ENCODER.encode(meta)
     try:
         return text.encode()
     except UnicodeEncodeError:

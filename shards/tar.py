@@ -12,6 +12,10 @@ BLOCK = 512
 RECORD = 20 * BLOCK
 MAX_MEMBER = 8**11 - 1  # what eleven octal digits hold: 8 GiB
 _ZERO = bytes(BLOCK)
+# a header's fixed parts: mode and owner; the end of the size, the time; type, magic, version, empty names
+_OWNER, _TIME = b"0000644\0" + b"0000000\0" * 2, b"\0" + b"00000000000\0"
+_REST = b"0" + bytes(100) + b"ustar\x0000" + bytes(32 + 32 + 183)
+_FIXED_SUM = sum(_OWNER + _TIME + _REST) + 8 * 32  # the checksum counts its own field as blanks
 
 
 class TarError(ValueError):
@@ -28,15 +32,14 @@ def header(name: str, size: int) -> bytes:
     raw = name.encode("ascii")
     if len(raw) > 100 or not 0 <= size <= MAX_MEMBER:
         raise ValueError(f"a member of {size} bytes named {name!r} does not fit a plain USTAR header")
-    fields = b"".join((
-        raw.ljust(100, b"\0"), b"0000644\0", b"0000000\0", b"0000000\0", b"%011o\0" % size, b"00000000000\0",
-        b"        ", b"0", bytes(100), b"ustar\x0000", bytes(32), bytes(32), bytes(183)))
-    return b"%s%06o\0 %s" % (fields[:148], sum(fields), fields[156:])
+    digits = b"%011o" % size
+    checksum = _FIXED_SUM + sum(raw) + sum(digits)
+    return b"".join((raw, _ZERO[len(raw):100], _OWNER, digits, _TIME, b"%06o\0 " % checksum, _REST))
 
 
 def member(name: str, data: bytes | memoryview) -> bytes:
     """Header, data and padding of one member."""
-    return b"".join((header(name, len(data)), data, bytes(padded(len(data)) - len(data))))
+    return b"".join((header(name, len(data)), data, _ZERO[:-len(data) % BLOCK]))
 
 
 def ending(size: int) -> bytes:

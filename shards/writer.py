@@ -142,10 +142,13 @@ def write_shard(folder: Path, split: str, shard: int, rows: Iterable[Iterable[Pa
             for sample in row:
                 key = make_key(split, shard, position)
                 offsets.append(file.size)
-                members = []
+                members, parts, end = [], list[bytes](), file.size
                 for suffix, data in sample.fields:
-                    members.append((suffix, file.size + tar.BLOCK, len(data), f"{key}.{suffix}"))
-                    file.write(tar.member(f"{key}.{suffix}", data))
+                    name = f"{key}.{suffix}"
+                    members.append((suffix, end + tar.BLOCK, len(data), name))
+                    parts.append(tar.member(name, data))
+                    end += len(parts[-1])
+                file.write(b"".join(parts))
                 dali.add(members)
                 position += 1
                 row_tokens += sample.tokens

@@ -48,17 +48,18 @@ class Spool:
         """Append one sample."""
         self._places.append((self._end, tuple((suffix, len(data)) for suffix, data in fields)))
         self.infos.append(info)
-        for _, data in fields:
-            self._file.write(data)
-            self._end += len(data)
+        self._end += self._file.write(b"".join([data for _, data in fields]))
 
     def read(self, index: int) -> PackedSample:
         """One sample, ready for the shard writer."""
         offset, members = self._places[index]
         self._file.seek(offset)
         info = self.infos[index]
-        return PackedSample(fields=[(suffix, self._file.read(size)) for suffix, size in members],
-                            tokens=info.tokens, images=info.images, patches=info.patches)
+        data, at, fields = memoryview(self._file.read(sum(size for _, size in members))), 0, []
+        for suffix, size in members:
+            fields.append((suffix, data[at:at + size]))
+            at += size
+        return PackedSample(fields=fields, tokens=info.tokens, images=info.images, patches=info.patches)
 
     def __len__(self) -> int:
         return len(self.infos)

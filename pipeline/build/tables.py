@@ -6,8 +6,8 @@ the number of shards.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,6 +23,7 @@ SAMPLES = pa.schema([
     ("bytes", pa.uint64())])
 REJECTS = pa.schema([("source", pa.string()), ("row", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
 _GROUP = 50_000
+_info = attrgetter(*SAMPLES.names[4:])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,13 +38,9 @@ class RejectLine:
 
 def samples_table(entries: Sequence[tuple[str, str, int, int, SampleInfo]]) -> pa.Table:
     """A table of (key, split, shard, packed row in its shard, info) entries."""
-    columns: dict[str, list[Any]] = {name: [] for name in SAMPLES.names}
-    for key, split, shard, packed_row, info in entries:
-        for name, value in (("key", key), ("split", split), ("shard", shard), ("packed_row", packed_row)):
-            columns[name].append(value)
-        for name in SAMPLES.names[4:]:
-            columns[name].append(getattr(info, name))
-    return pa.table(columns, schema=SAMPLES)
+    rows = [(*entry[:4], *_info(entry[4])) for entry in entries]
+    columns = list(zip(*rows)) if rows else [()] * len(SAMPLES.names)
+    return pa.Table.from_arrays([pa.array(column, field.type) for column, field in zip(columns, SAMPLES)], schema=SAMPLES)
 
 
 def rejects_table(lines: Sequence[RejectLine]) -> pa.Table:

@@ -226,9 +226,10 @@ class Task:
         # a repeat is the same sample under another key; twins share their key's hash, so they stay on one side of the split
         for _ in range(item.spec.repeats):
             spool.add(members, info)
-            counts.update(samples=1, images=info.images, tokens=info.tokens, targets=info.targets,
-                          answer_tokens=info.answer_tokens, bytes=info.bytes, kept_images=info.kept_images,
-                          cut=bool(sample.cut), val_samples=item.val)
+        for key, value in (("samples", 1), ("images", info.images), ("tokens", info.tokens), ("targets", info.targets),
+                           ("answer_tokens", info.answer_tokens), ("bytes", info.bytes), ("kept_images", info.kept_images),
+                           ("cut", bool(sample.cut)), ("val_samples", item.val)):
+            counts[key] += value * item.spec.repeats
 
     def _publish(self, work: Path, train: Spool, val: Spool) -> dict[str, Any]:
         packed = pack([info.tokens for info in train.infos], [info.patches for info in train.infos],
