@@ -24,7 +24,7 @@ from trainer.model.vlm import VLM
 
 WARN_VF = 1e-3  # at the projector
 STOP_VF = 1e-4  # at two checks running
-WARN_SAM_GRADIENT = 0.03  # after the warm-up
+WARN_SAM_GRADIENT = 0.03  # after the warm-up; times the whole gradient's norm where that is below 1, as when all is learned
 WARN_GAP = 0.01  # after WARN_GAP_SAMPLES samples
 WARN_GAP_SAMPLES = 10_000
 
@@ -121,14 +121,15 @@ class Watch:
     healthy: bool = False  # at the last check
     warned: list[str] = field(default_factory=list)  # kinds of warning now standing, so that each is said once
 
-    def judge(self, seen: Look, *, sam_grad_norm: float | None, after_warmup: bool, samples: int) -> tuple[list[str], bool]:
+    def judge(self, seen: Look, *, sam_grad_norm: float | None, grad_norm: float = 1.0, after_warmup: bool,
+              samples: int) -> tuple[list[str], bool]:
         """Warnings in plain words that are new since the last check, and whether the model has collapsed."""
         found = {}
         vf = seen.vf_projector
         if vf is not None and vf < WARN_VF:
             found["vf"] = (f"the image features hardly depend on the picture: variance between images is {vf:.1e} of their mean "
                            f"square after the projector (compressor: {seen.vf_compressor:.1e}); below {WARN_VF:g} is a bad sign")
-        if after_warmup and sam_grad_norm is not None and sam_grad_norm < WARN_SAM_GRADIENT:
+        if after_warmup and sam_grad_norm is not None and sam_grad_norm < WARN_SAM_GRADIENT * min(1.0, grad_norm):
             found["sam"] = (f"almost no gradient reaches SAM: norm {sam_grad_norm:.3g}, below {WARN_SAM_GRADIENT:g}: "
                             "the vision side is no longer learning")
         if samples >= WARN_GAP_SAMPLES and seen.gap is not None and seen.gap < WARN_GAP:

@@ -84,7 +84,8 @@ class Place:
     @property
     def cores(self) -> int:
         """CPU cores that are this rank's share."""
-        return max(1, len(os.sched_getaffinity(0)) // self.local_ranks)
+        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return max(1, usable // self.local_ranks)
 
     def join(self) -> Any:
         """Meet the other ranks. Returns the group for control messages, which never wait for a GPU; None alone."""
@@ -186,7 +187,8 @@ def build(settings: Settings, data: Data, place: Place, say: Any) -> Training:
     rules = Rules.of(data.manifest, "all")
     config = SIZES[settings.model].with_tokens(vocab_size=rules.vocab_size, image_token_id=rules.image_id)
     model = VLM(config)
-    if settings.init and place.rank == 0:  # DDP hands rank 0's weights to the others
+    going_on = settings.resume and checkpoint.folders(settings.out)
+    if settings.init and place.rank == 0 and not going_on:  # DDP hands rank 0's weights to the others
         source = Path(settings.init)
         report = initialise(model, open_source(str(checkpoint.find(source, "best") if source.is_dir() and (
             checkpoint.folders(source)) else settings.init)), data.tokenizer)
@@ -228,6 +230,7 @@ class Progress:
     best: float | None = None  # lowest validation loss
     watch: Watch = dataclasses.field(default_factory=Watch)
     last_look: Look | None = None
+    grad_norm: float = 1.0
     sam_grad_norm: float | None = None
 
 
@@ -311,7 +314,7 @@ class Run:
         training.optimizer.step()
         training.optimizer.zero_grad(set_to_none=True)
         self.progress.samples += int(all_samples)
-        self.progress.sam_grad_norm = part_norms["sam"] if training.parts["sam"] else None
+        self.progress.grad_norm, self.progress.sam_grad_norm = norm, part_norms["sam"] if training.parts["sam"] else None
         seconds = time.monotonic() - started
         return {
             "step": self.progress.step + 1, "loss": sum(values) / max(1.0, all_targets), "lr": self.settings.lr * share,
@@ -369,7 +372,7 @@ class Run:
         self.log.write({"step": progress.step, "eval": {**seen.to_json(), "kind": kind, "split": data.look_split}})
         self.log.say(runlog.look_line(progress.step, seen.to_json()))
         warnings, collapsed = progress.watch.judge(
-            seen, sam_grad_norm=progress.sam_grad_norm, samples=progress.samples,
+            seen, sam_grad_norm=progress.sam_grad_norm, grad_norm=progress.grad_norm, samples=progress.samples,
             after_warmup=progress.step > self.settings.warmup_steps)
         for warning in warnings:
             self.log.write({"step": progress.step, "event": "warning", "text": warning})

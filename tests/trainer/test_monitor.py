@@ -86,6 +86,8 @@ def test_thresholds_wait_for_their_time() -> None:
     """No word on SAM's gradient in the warm-up or when SAM is frozen, none on the gap in the first 10,000 samples."""
     assert Watch().judge(seen(gap=0.0), sam_grad_norm=0.0, after_warmup=False, samples=9_999) == ([], False)
     assert Watch().judge(seen(), sam_grad_norm=None, after_warmup=True, samples=50_000) == ([], False)
+    # Everything is learned: the whole gradient is small, and SAM's share of it is sound.
+    assert Watch().judge(seen(), sam_grad_norm=0.005, grad_norm=0.07, after_warmup=True, samples=50_000) == ([], False)
 
 
 def test_a_collapse_is_two_checks_running() -> None:

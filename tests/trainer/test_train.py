@@ -151,6 +151,19 @@ def test_text_alone_and_ranks_without_images_neither_hang_nor_skip(tmp_path: Pat
     assert [e["loss"] for e in log] == pytest.approx([e["loss"] for e in steps(tmp_path / "one")], rel=1e-5)
 
 
+def test_gradients_are_summed_over_ranks_once_a_step(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Defect 5 of the known reproduction, no gradient-sync control: of four micro-batches, three must not sync."""
+    calls, plain = [], train.DistributedDataParallel.no_sync
+    monkeypatch.setattr(train.DistributedDataParallel, "no_sync", lambda self: calls.append(1) or plain(self))
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert start(shards, tmp_path / "ddp", "--max-steps", "2", "--device-batch-size", "1") == 0
+    assert len(calls) == 2 * 3
+    monkeypatch.delenv("RANK")
+    assert start(shards, tmp_path / "plain", "--max-steps", "2", "--device-batch-size", "4") == 0
+    assert [e["loss"] for e in steps(tmp_path / "ddp")] == pytest.approx([e["loss"] for e in steps(tmp_path / "plain")], rel=1e-5)
+
+
 def test_frozen_parts_stay_and_get_no_optimizer_state(shards: Path, tmp_path: Path) -> None:
     assert start(shards, tmp_path / "a", "--max-steps", "1") == 0
     assert start(shards, tmp_path / "b", "--max-steps", "3", "--init", str(tmp_path / "a"), "--freeze", "sam", "compressor",

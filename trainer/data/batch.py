@@ -207,7 +207,8 @@ def assemble(rows: Sequence[tuple[RowInfo, Buffer]], rules: Rules, *, height: in
     counts: dict[int, int] = {}
     for index, (info, buffer) in enumerate(rows):
         vectors = buffer[:4 * VECTORS * info.tokens].view(np.int32).reshape(VECTORS, info.tokens)
-        for array, vector in zip((inputs, targets, positions, segments), vectors):
+        arrays: tuple[npt.NDArray[Any], ...] = (inputs, targets, positions, segments)
+        for array, vector in zip(arrays, vectors):
             array[index, :info.tokens] = vector
         for side, count in info.views:
             counts[side] = counts.get(side, 0) + count
