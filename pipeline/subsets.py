@@ -75,7 +75,8 @@ def refresh(policy: Retry = PATIENCE) -> dict[str, Subset]:
 
 def _readme(revision: str, policy: Retry) -> str:
     url = client.file_url(FINEVISION, revision, "README.md")
-    return call(lambda: client.get(url), what="README.md", policy=policy).content.decode("utf-8", "replace")
+    body, _ = call(lambda: client.get(url), what="README.md", policy=policy)
+    return body.decode("utf-8", "replace")
 
 
 def readme_rows(text: str) -> dict[str, int]:

@@ -6,6 +6,7 @@ Every answer is checked: a path that would leave the repository's folder is refu
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit, urlunsplit
@@ -43,12 +44,12 @@ def check_path(path: str) -> str:
     return path
 
 
-def _get_json(url: str, what: str, policy: Retry) -> tuple[Any, dict[str, str]]:
+def _get_json(url: str, what: str, policy: Retry) -> tuple[Any, Mapping[str, str]]:
     """A JSON answer and its headers, retried; a body that is no JSON counts as cut."""
-    def attempt() -> tuple[Any, dict[str, str]]:
-        response = client.get(url)
+    def attempt() -> tuple[Any, Mapping[str, str]]:
+        body, headers = client.get(url)
         try:
-            return json.loads(response.content), {k.lower(): v for k, v in response.headers.items()}
+            return json.loads(body), headers
         except ValueError as error:
             raise TransientError("the answer is not JSON") from error
     return call(attempt, what=what, policy=policy)

@@ -145,12 +145,12 @@ def _locked(part: Path, cancel: threading.Event) -> Iterator[int]:
 
 def _pull(link: Link, want: Want, file: Any, hasher: Any, at: int, cancel: threading.Event, progress: Progress) -> int:
     """One request for bytes [at, size), appended to `file`; returns the new length. Raises as client.stream does."""
-    with client.stream(link.now(), {"Range": f"bytes={at}-"} if at else {}) as response:
-        told = response.headers.get("content-range", "")
-        if at and (response.status_code != 206 or not told.startswith(f"bytes {at}-")):
-            raise _Restart(f"cannot continue at byte {at} (HTTP {response.status_code}, {told!r})")
-        link.answered(str(response.url))
-        for chunk in response.iter_raw():    # as they come: a chunk size would lose what a cut leaves in the buffer
+    with client.stream(link.now(), {"Range": f"bytes={at}-"} if at else {}) as answer:
+        told = answer.headers.get("content-range", "")
+        if at and (answer.status != 206 or not told.startswith(f"bytes {at}-")):
+            raise _Restart(f"cannot continue at byte {at} (HTTP {answer.status}, {told!r})")
+        link.answered(answer.url)
+        for chunk in answer.chunks():
             if at + len(chunk) > want.file.size:
                 raise _Restart(f"more than the {want.file.size} bytes the hub lists")
             file.write(chunk)

@@ -45,18 +45,18 @@ class Link:
 
 def _part(link: Link, start: int, stop: int, size: int, into: bytearray) -> None:
     """One request for bytes [start, stop), appended to `into`; what came before an error stays there."""
-    with client.stream(link.now(), {"Range": f"bytes={start}-{stop - 1}"}) as response:
-        if response.status_code == 416:
+    with client.stream(link.now(), {"Range": f"bytes={start}-{stop - 1}"}) as answer:
+        if answer.status == 416:
             raise HubError(f"{link.url}: shorter than the {size} bytes the hub lists")
-        if response.status_code == 200 and (start, stop) != (0, size):
+        if answer.status == 200 and (start, stop) != (0, size):
             raise HubError(f"{link.url}: the server ignores range requests, so files cannot be read in place")
-        if response.status_code == 206:
-            told = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", response.headers.get("content-range", ""))
+        if answer.status == 206:
+            told = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", answer.headers.get("content-range", ""))
             if told is None or int(told[1]) != start or (told[3] != "*" and int(told[3]) != size):
                 raise TransientError(f"wrong range: asked {start}-{stop - 1} of {size}, "
-                                     f"got {response.headers.get('content-range')!r}")
-        link.answered(str(response.url))
-        for chunk in response.iter_raw():
+                                     f"got {answer.headers.get('content-range')!r}")
+        link.answered(answer.url)
+        for chunk in answer.chunks():
             into += chunk[:stop - start - len(into)]
 
 

@@ -13,7 +13,7 @@ import re
 import threading
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
@@ -69,7 +69,7 @@ class Retry:
 DEFAULT = Retry()
 
 
-def wished_wait(headers: dict[str, str]) -> float | None:
+def wished_wait(headers: Mapping[str, str]) -> float | None:
     """Seconds a response asks for: Retry-After (number or HTTP date), or the hub's `RateLimit: "api";r=0;t=55`.
 
     `headers` has lower-case names. A malformed wish counts as none.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.hub import api
+from pipeline.hub import api, client
 from pipeline.hub.retry import DEFAULT, HubError, Retry, wished_wait
 from tests.hub.conftest import QUICK, REPO
 from tests.hub_server import Fault, HubServer, file_blob, script
@@ -95,6 +95,37 @@ def test_a_listing_without_end_is_an_error(hub: HubServer, monkeypatch: pytest.M
     monkeypatch.setattr(api, "_next_page", lambda header: f"{hub.url}/api/datasets/{REPO}/tree/main?recursive=true")
     with pytest.raises(HubError, match="no end"):
         api.list_files(REPO, "docs")
+
+
+@pytest.mark.parametrize("endpoint", ["127.0.0.1:1", "file:///etc", "http://", "http://[::1", "ftp://x.example"])
+def test_an_endpoint_that_is_no_address(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    with pytest.raises(HubError, match="HF_ENDPOINT"):
+        api.resolve_revision(REPO)
+
+
+def test_a_hub_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    with pytest.raises(HubError, match=r"refused.*\(6 tries\)"):
+        api.resolve_revision(REPO, policy=QUICK)
+
+
+def test_the_callers_own_error_is_no_network_error(hub: HubServer) -> None:
+    with pytest.raises(OSError, match="No space left"), client.stream(f"{hub.url}/api/datasets/{REPO}"):
+        raise OSError(28, "No space left on device")
+
+
+def test_a_proxy_is_used_and_bypassed(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loopback hub stands for the proxy: it is asked for the whole address."""
+    real = hub.url
+    monkeypatch.setenv("http_proxy", real)
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setenv("HF_ENDPOINT", "http://hub.example")
+    assert api.resolve_revision(REPO)
+    assert any(r.host == "hub.example" for r in hub.requests)
+    monkeypatch.setenv("HF_ENDPOINT", real)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    assert api.resolve_revision(REPO)
 
 
 def test_waits() -> None:
