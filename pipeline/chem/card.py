@@ -93,6 +93,7 @@ def write_grid(path: Path, pictures: list[bytes], *, columns: int, cell: int, ca
 def _fold(text: str, font: Any, width: int) -> list[str]:
     """At most two lines that fit `width` pixels, the second cut with an ellipsis."""
     lines: list[str] = []
+    text = " ".join(text[:400].split())
     while text and len(lines) < 2:
         count = len(text)
         while count > 1 and font.getlength(text[:count]) > width:

@@ -99,7 +99,8 @@ def _pull(client: httpx.Client, url: str, part: Path, on_progress: Callable[[int
             tag = "" if tag.startswith("W/") else tag
             _state_path(part).write_text(json.dumps({"validator": tag or response.headers.get("Last-Modified", "")}))
         with open(part, "ab" if resumed else "wb") as file:
-            for block in response.iter_raw(1 << 20):
+            # without a size: blocks of a fixed one would lose what had come when the connection breaks
+            for block in response.iter_raw():
                 file.write(block)
                 have += len(block)
                 on_progress(have, total)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from pipeline.chem.card import write_grid
 
-MAX_IMAGE_BYTES = 32 << 20
+MAX_IMAGE_BYTES, MAX_PIXELS, MAX_TEXT = 32 << 20, 40_000_000, 20_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ def _show(label: str, row: dict[str, object]) -> Shown:
     turns = row.get("texts") or []
     images = [item.get("bytes") for item in pictures if isinstance(item, dict)] if isinstance(pictures, list) else []
     pairs = [
-        (str(turn.get("user") or ""), str(turn.get("assistant") or "")) for turn in turns if isinstance(turn, dict)
+        (str(turn.get("user") or "")[:MAX_TEXT], str(turn.get("assistant") or "")[:MAX_TEXT]) for turn in turns if isinstance(turn, dict)
     ] if isinstance(turns, list) else []
     facts = [(key, str(value)[:2000]) for key, value in row.items() if key not in ("images", "texts") and value is not None]
     return Shown(label=label, image=_safe(images[0] if images else None), images=len(images), turns=tuple(pairs),
@@ -113,6 +113,8 @@ def _safe(data: object) -> bytes:
     if isinstance(data, bytes) and len(data) <= MAX_IMAGE_BYTES:
         try:
             with Image.open(BytesIO(data)) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise ValueError("too large to show")
                 image.load()
                 if image.format in ("PNG", "JPEG") and max(image.size) <= 4096:
                     return data

@@ -1,0 +1,110 @@
+"""Fetching a SMILES file from a loopback server that cuts, changes and refuses."""
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from pipeline.chem.fetch import FetchError, fetch
+
+BODY = b"".join(b"%d\tC%sO\n" % (i, b"C" * (i % 7)) for i in range(20_000))
+
+
+class Server(ThreadingHTTPServer):
+    """`cuts`: bytes after which the next bodies end; `tag`: the ETag; `status`: an answer to everything."""
+
+    cuts: list[int]
+    tag: str
+    status: int
+    body: bytes
+    ranges: list[str]
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        self.server.ranges.append(self.headers.get("Range", ""))
+        if self.server.status != 200:
+            self.send_error(self.server.status)
+            return
+        start, wanted = 0, self.headers.get("Range")
+        if wanted and self.headers.get("If-Range") == self.server.tag:
+            start = int(wanted.removeprefix("bytes=").split("-")[0])
+        body = self.server.body[start:]
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(self.server.body) - 1}/{len(self.server.body)}")
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", self.server.tag)
+        self.end_headers()
+        self.wfile.write(body[: self.server.cuts.pop(0)] if self.server.cuts else body)
+        self.close_connection = True
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server(("127.0.0.1", 0), Handler) as server:
+        server.cuts, server.tag, server.status, server.body, server.ranges = [], '"one"', 200, BODY, []
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def get(server: Server, folder: Path) -> Path:
+    url = f"http://127.0.0.1:{server.server_address[1]}/bulk/CID-SMILES.gz"
+    return fetch(url, folder, lambda have, total: None, pause=0.01)
+
+
+def test_whole_and_then_cached(server: Server, tmp_path: Path) -> None:
+    path = get(server, tmp_path)
+    assert path.read_bytes() == BODY
+    assert path.name.endswith("-CID-SMILES.gz")
+    server.status = 500
+    assert get(server, tmp_path) == path
+    assert sorted(tmp_path.iterdir()) == [path]
+
+
+def test_cut_bodies_are_resumed_by_range(server: Server, tmp_path: Path) -> None:
+    server.cuts = [70_000, 50_000, 90_000]
+    assert get(server, tmp_path).read_bytes() == BODY
+    assert server.ranges[:2] == ["", "bytes=70000-"]
+
+
+def test_resumed_by_a_later_run(server: Server, tmp_path: Path) -> None:
+    server.cuts = [70_000] + [0] * 4
+    with pytest.raises(FetchError, match="70,000 bytes are kept"):
+        get(server, tmp_path)
+    server.cuts, server.ranges = [], []
+    assert get(server, tmp_path).read_bytes() == BODY
+    assert server.ranges == ["bytes=70000-"]
+
+
+def test_file_that_changed_in_between_starts_over(server: Server, tmp_path: Path) -> None:
+    server.cuts = [70_000] + [0] * 4
+    with pytest.raises(FetchError):
+        get(server, tmp_path)
+    server.cuts, server.tag, server.body = [], '"two"', BODY[::-1]
+    assert get(server, tmp_path).read_bytes() == BODY[::-1]
+
+
+@pytest.mark.parametrize("status", [404, 503])
+def test_refusal_names_the_way_out(server: Server, tmp_path: Path, status: int) -> None:
+    server.status = status
+    with pytest.raises(FetchError) as error:
+        get(server, tmp_path)
+    assert str(status) in str(error.value)
+    assert "--smiles" in str(error.value)
+    assert "sample" in str(error.value)
+
+
+def test_only_http_is_fetched(tmp_path: Path) -> None:
+    with pytest.raises(FetchError, match="only http"):
+        fetch("file:///etc/passwd", tmp_path, lambda have, total: None)
