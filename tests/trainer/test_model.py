@@ -256,6 +256,25 @@ def test_recomputing_activations_changes_nothing(name: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*results))
 
 
+def test_bfloat16_autocast_trains() -> None:
+    """As on CUDA: a loss in float32 near the exact one, float32 gradients for every parameter, text-only batches too."""
+    torch.manual_seed(0)
+    model = VLM(MICRO)
+    ids, targets = text(2, 60), text(2, 60, seed=1)
+    ids[0, 2:23], targets[0, 1:22] = IMAGE, IGNORE
+    exact = loss_of(model, ids, targets, group_views([picture(1)]))
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = loss_of(model, ids, targets, group_views([picture(1)]))
+        rough.loss.backward()
+        loss_of(model, text(1, 20), text(1, 20)).loss.backward()
+    assert rough.loss.dtype == torch.float32
+    assert torch.allclose(rough.loss, exact.loss, rtol=2e-3)
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.dtype == torch.float32
+        assert torch.isfinite(parameter.grad).all(), name
+
+
 # --- sizes, start, disk
 
 
