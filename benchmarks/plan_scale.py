@@ -4,7 +4,7 @@
 
 The hub is simulated in a process of its own: files of 0.477 GB that are zeros before a real footer. Each cold run starts
 `pipeline plan --json` with an empty footer cache; a warm one follows each. Memory is the peak of the resident sets of
-the command and its helpers together, sampled every 50 ms. Takes about 3 minutes on two idle cores.
+the command and its helpers together, sampled every 50 ms; seconds of CPU are theirs, the server's apart. Takes about 3 minutes on two idle cores.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import io
 import json
 import multiprocessing
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -74,8 +75,9 @@ def serve(url: Any) -> None:
             hub.clear()
 
 
-def run(recipe: Path, folder: Path, endpoint: str) -> tuple[float, float, dict[str, Any]]:
-    """Seconds, peak MB, the report."""
+def run(recipe: Path, folder: Path, endpoint: str) -> tuple[float, float, float, dict[str, Any]]:
+    """Seconds, seconds of CPU, peak MB, the report."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     env = {**os.environ, "HF_ENDPOINT": endpoint, "PIPELINE_CACHE": str(folder / "cache"), "HF_HOME": str(folder / "hf")}
     start, peak = time.perf_counter(), 0
     with open(folder / "report.json", "wb") as out:
@@ -92,7 +94,9 @@ def run(recipe: Path, folder: Path, endpoint: str) -> tuple[float, float, dict[s
             peak = max(peak, total)
             time.sleep(0.05)
     assert process.returncode == 0
-    return time.perf_counter() - start, peak / 1e6, json.loads((folder / "report.json").read_bytes())
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return time.perf_counter() - start, cpu, peak / 1e6, json.loads((folder / "report.json").read_bytes())
 
 
 def main() -> None:
@@ -103,7 +107,7 @@ def main() -> None:
     server = multiprocessing.get_context("spawn").Process(target=serve, args=(there,), daemon=True)
     server.start()
     endpoint = here.recv()
-    figures: dict[str, list[tuple[float, float, int, int]]] = {"cold": [], "warm": []}
+    figures: dict[str, list[tuple[float, float, float, int, float]]] = {"cold": [], "warm": []}
     with tempfile.TemporaryDirectory() as name:
         recipe = Path(name) / "all.toml"
         lines = ['name = "all"', 'mode = "base"']
@@ -114,17 +118,17 @@ def main() -> None:
             folder = Path(name) / str(index)
             folder.mkdir()
             for kind in ("cold", "warm"):
-                seconds, peak, report = run(recipe, folder, endpoint)
+                seconds, cpu, peak, report = run(recipe, folder, endpoint)
                 here.send("count")
                 requests, sent = here.recv()
-                figures[kind].append((seconds, peak, requests, sent))
+                figures[kind].append((seconds, cpu, peak, requests, sent / 1e6))
                 total = report["totals"]
-                print(f"{kind}: {seconds:.1f} s, {peak:.0f} MB, {requests:,} requests, {sent / 1e6:,.0f} MB sent, "
+                print(f"{kind}: {seconds:.1f} s ({cpu:.1f} s of CPU), {peak:.0f} MB, {requests:,} requests, {sent / 1e6:,.0f} MB sent, "
                       f"{total['files']:,} files, {total['rows']:,} rows, {total['blocks']:,} blocks", flush=True)
     here.send("stop")
     for kind, rows in figures.items():
         print(f"median {kind}: " + ", ".join(f"{statistics.median(column):,.1f} {unit}" for column, unit in
-                                             zip(zip(*rows, strict=True), ("s", "MB", "requests", "bytes"), strict=True)))
+                                             zip(zip(*rows, strict=True), ("s", "s of CPU", "MB of memory", "requests", "MB sent"), strict=True)))
 
 
 if __name__ == "__main__":
