@@ -18,8 +18,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import numpy as np
-
 from pipeline.conversation import Conversation, Reject, turns_of
 from pipeline.render import Rendered, render_conversations
 from pipeline.tokens import Tokenizer
@@ -60,7 +58,9 @@ def fit_to_length(
     if rule == "drop":
         raise Reject("over-length", f"{len(rendered.ids)} tokens; seq_len is {seq_len}")
     exceed = sum(placeholders) > seq_len
-    units = page_units(conversation) if exceed or rule == "split" else []
+    # What a cut would leave without an answer counts as exceeding too, where there are pages to split at.
+    crowded = exceed or not np.any(rendered.mask[1:seq_len] == ANSWER)
+    units = page_units(conversation) if crowded or rule == "split" else []
     if not units and exceed:
         raise Reject("images-exceed-length", f"{sum(placeholders)} image tokens; seq_len is {seq_len}")
     if not units and rule == "split":
@@ -94,7 +94,7 @@ def cut(conversation: Conversation, rendered: Rendered, images: Sequence[int], s
 
 def _with_target(rendered: Rendered) -> Rendered:
     """The same; rejected when no answer token is left to learn (the first token is never predicted)."""
-    if not np.any(rendered.mask[1:] == ANSWER):
+    if ANSWER not in rendered.mask[1:].tobytes():
         raise Reject("no-target-in-length", f"the {len(rendered.ids)} tokens that fit hold no token of an answer")
     return rendered
 

@@ -127,6 +127,14 @@ def test_pages_are_split_at_page_breaks_with_their_own_text() -> None:
     assert sum(piece.conversation.dropped_turns for piece in pieces) == 1
 
 
+def test_pages_whose_images_leave_no_room_for_text_are_split_too() -> None:
+    conversation = talk("Convert.", "one<page_break>two", images=2, page_breaks=True)
+    pieces = fit(conversation, [30, 30], 64, "truncate")
+    assert [piece.images for piece in pieces] == [(0,), (1,)]
+    with pytest.raises(Reject, match="no-target"):
+        fit(replace(conversation, page_breaks=False), [30, 30], 64, "truncate")
+
+
 def test_pages_that_do_not_match_the_images_are_not_split() -> None:
     conversation = talk("Convert.", "one<page_break>two", images=3, page_breaks=True)
     with pytest.raises(Reject, match="images-exceed-length"):
