@@ -4,7 +4,8 @@
 
 The hub is simulated in a process of its own: files of 0.477 GB that are zeros before a real footer. Each cold run starts
 `pipeline plan --json` with an empty footer cache; a warm one follows each. Memory is the peak of the resident sets of
-the command and its helpers together, sampled every 50 ms; seconds of CPU are theirs, the server's apart. Takes about 3 minutes on two idle cores.
+the command and its helpers together, sampled every 50 ms; seconds of CPU are theirs, without the server's. Takes about
+3 minutes on two idle cores.
 """
 
 import argparse
@@ -123,12 +124,13 @@ def main() -> None:
                 requests, sent = here.recv()
                 figures[kind].append((seconds, cpu, peak, requests, sent / 1e6))
                 total = report["totals"]
-                print(f"{kind}: {seconds:.1f} s ({cpu:.1f} s of CPU), {peak:.0f} MB, {requests:,} requests, {sent / 1e6:,.0f} MB sent, "
-                      f"{total['files']:,} files, {total['rows']:,} rows, {total['blocks']:,} blocks", flush=True)
+                print(f"{kind}: {seconds:.1f} s ({cpu:.1f} s of CPU), {peak:.0f} MB, {requests:,} requests, "
+                      f"{sent / 1e6:,.0f} MB sent, {total['files']:,} files, {total['rows']:,} rows, {total['blocks']:,} blocks", flush=True)
     here.send("stop")
+    units = ("s", "s of CPU", "MB of memory", "requests", "MB sent")
     for kind, rows in figures.items():
-        print(f"median {kind}: " + ", ".join(f"{statistics.median(column):,.1f} {unit}" for column, unit in
-                                             zip(zip(*rows, strict=True), ("s", "s of CPU", "MB of memory", "requests", "MB sent"), strict=True)))
+        medians = [f"{statistics.median(column):,.1f} {unit}" for column, unit in zip(zip(*rows, strict=True), units, strict=True)]
+        print(f"median {kind}: " + ", ".join(medians))
 
 
 if __name__ == "__main__":
