@@ -125,7 +125,8 @@ def main() -> None:
                 figures[kind].append((seconds, cpu, peak, requests, sent / 1e6))
                 total = report["totals"]
                 print(f"{kind}: {seconds:.1f} s ({cpu:.1f} s of CPU), {peak:.0f} MB, {requests:,} requests, "
-                      f"{sent / 1e6:,.0f} MB sent, {total['files']:,} files, {total['rows']:,} rows, {total['blocks']:,} blocks", flush=True)
+                      f"{sent / 1e6:,.0f} MB sent, {total['files']:,} files, {total['rows']:,} rows, "
+                      f"{total['blocks']:,} blocks", flush=True)
     here.send("stop")
     units = ("s", "s of CPU", "MB of memory", "requests", "MB sent")
     for kind, rows in figures.items():
