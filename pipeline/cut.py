@@ -59,7 +59,7 @@ def fit_to_length(
         raise Reject("over-length", f"{len(rendered.ids)} tokens; seq_len is {seq_len}")
     exceed = sum(placeholders) > seq_len
     # What a cut would leave without an answer counts as exceeding too, where there are pages to split at.
-    crowded = exceed or not np.any(rendered.mask[1:seq_len] == ANSWER)
+    crowded = exceed or ANSWER not in rendered.mask[1:seq_len].tobytes()
     units = page_units(conversation) if crowded or rule == "split" else []
     if not units and exceed:
         raise Reject("images-exceed-length", f"{sum(placeholders)} image tokens; seq_len is {seq_len}")
