@@ -58,7 +58,7 @@ def subset_recipe(names: Sequence[str]) -> Recipe:
     """
     table = shipped_table()
     others = {source.name: source for recipe in shipped() for source in load_recipe(recipe).sources
-              if source.repo != FINEVISION}
+              if not (source.on_hub and source.repo == FINEVISION)}
     sources = []
     for name in names:
         if name in others and name not in table:

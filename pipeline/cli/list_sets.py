@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from pipeline.cli import options
+from pipeline.conversions import origin_of
 from pipeline.hub import client
 from pipeline.hub.retry import HubError
 from pipeline.recipe import FINEVISION, RecipeError, load_recipe, shipped
@@ -19,10 +20,10 @@ def recipe_use() -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     others: dict[str, list[str]] = defaultdict(list)
     for name in shipped():
         for source in load_recipe(name).sources:
-            if source.repo == FINEVISION:
+            if source.on_hub and source.repo == FINEVISION:
                 subsets[source.folder or source.name].append(name)
             else:
-                others[f"{source.name} ({source.repo})"].append(name)
+                others[f"{source.name} ({origin_of(source) or source.root})"].append(name)
     return subsets, others
 
 

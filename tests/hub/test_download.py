@@ -169,6 +169,7 @@ def test_a_full_disk_is_said_first(hub: HubServer, tmp_path: Path, monkeypatch: 
     (["list", "--offline", "vision_flan"], "vision_flan(filtered)"),
     (["list", "--offline", "unigeo"], "unigeo(mathv360k)"),
     (["list", "--offline", "--bucket", "scene"], "scene text"),
+    (["download", "--subset", "smoltalk"], "SmolTalk"),
     (["plan", "--recipe", "stage3"], "stage1"),
     (["plan", "--recipe", "stage1", "--subset", "DocklingMatix"], "DoclingMatix"),
 ])
