@@ -7,6 +7,7 @@ as on the hub, without a request.
 """
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from pipeline.footers import FileFooter, FileRef, FooterError, RowGroup, local_r
 from pipeline.hub.api import check_path
 from pipeline.hub.record import FOLDER, write_atomic
 from pipeline.hub.retry import HubError
+
+log = logging.getLogger("pipeline.hub")
 
 VERSION = 1
 
@@ -37,7 +40,10 @@ def save_known(raw: Path, prefix: str, repo: str, revision: str, refs: Sequence[
             entry["groups"] = [(g.rows, g.bytes, g.start, g.images, g.text_bytes) for g in footer.groups]
         files.append(entry)
     body = {"version": VERSION, "repo": repo, "revision": revision, "files": files}
-    write_atomic(known_path(raw, prefix), json.dumps(body, separators=(",", ":")).encode())
+    try:
+        write_atomic(known_path(raw, prefix), json.dumps(body, separators=(",", ":")).encode())
+    except OSError as error:    # raw is somebody's read-only snapshot: it is planned from the files that lie there
+        log.warning("no listing kept of %s: %s", prefix, error)
 
 
 def known_refs(raw: Path, repo: str, prefix: str) -> tuple[str, list[FileRef]] | None:

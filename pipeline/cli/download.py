@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import sys
+import threading
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ class Bar:
 
     def __init__(self) -> None:
         self._bar: Any = None
+        self._lock = threading.Lock()   # files report from threads of their own; tqdm's count is not theirs to share
 
     def stage(self, name: str, total: int, unit: str) -> None:
         self.close()
@@ -31,7 +33,8 @@ class Bar:
                          mininterval=0.5 if sys.stderr.isatty() else 15, smoothing=0.05, dynamic_ncols=True)
 
     def step(self, n: int) -> None:
-        self._bar.update(n)
+        with self._lock:
+            self._bar.update(n)
 
     def close(self) -> None:
         if self._bar is not None:

@@ -117,6 +117,16 @@ def test_a_second_download_asks_for_no_file(hub: HubServer, recipe: str, tmp_pat
     assert {p: p.read_bytes() for p in (tmp_path / "raw").rglob("*") if p.is_file()} == before
 
 
+def test_raw_may_be_a_read_only_snapshot(hub: HubServer, hub_root: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    shutil.copytree(hub_root, raw)
+    (raw / ".pipeline").write_text("a file, so that nothing can be kept")
+    result = run("download", "--subset", "docs", "--raw", str(raw))
+    assert result.exit_code == 0
+    assert last_json(result)["present"] == 5
+    assert not [r for r in hub.requests if "/_storage/" in r.path and r.sent > 70_000]
+
+
 def test_the_revision_stays_pinned_until_update(hub: HubServer, hub_root: Path, tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     old = last_json(run("download", "--subset", "docs", "--raw", str(raw)))["revisions"][REPO]
