@@ -5,9 +5,10 @@ scratch file as they come, and are copied out in packed order. Memory: about 300
 """
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import IO, Self
 
 from shards.writer import Fields, PackedSample
 
@@ -36,26 +37,40 @@ class SampleInfo:
 
 
 class Spool:
-    """Append-only file of members with an index in memory."""
+    """Append-only file of members with an index in memory. Reading begins when writing has ended."""
 
     def __init__(self, path: Path) -> None:
-        self._file = open(path, "w+b")
+        self._path = path
+        self._out: IO[bytes] | None = open(path, "wb", buffering=1 << 20)
+        self._in = -1
         self._places: list[tuple[int, tuple[tuple[str, int], ...]]] = []
         self.infos: list[SampleInfo] = []
         self._end = 0
 
     def add(self, fields: Fields, info: SampleInfo) -> None:
         """Append one sample."""
-        self._places.append((self._end, tuple((suffix, len(data)) for suffix, data in fields)))
+        assert self._out is not None
+        self._places.append((self._end, tuple([(suffix, len(data)) for suffix, data in fields])))
         self.infos.append(info)
-        self._end += self._file.write(b"".join([data for _, data in fields]))
+        self._end += self._out.write(b"".join([data for _, data in fields]))
+
+    def end(self) -> None:
+        """No sample follows; what was added is in the file."""
+        if self._out is not None:
+            self._out.close()
+            self._out = None
 
     def read(self, index: int) -> PackedSample:
         """One sample, ready for the shard writer."""
+        if self._in < 0:
+            self.end()
+            self._in = os.open(self._path, os.O_RDONLY)
         offset, members = self._places[index]
-        self._file.seek(offset)
         info = self.infos[index]
-        data, at, fields = memoryview(self._file.read(sum(size for _, size in members))), 0, []
+        wanted = sum([size for _, size in members])
+        data = memoryview(os.pread(self._in, wanted, offset))
+        assert len(data) == wanted, f"{self._path} is shorter than its index"
+        fields, at = [], 0
         for suffix, size in members:
             fields.append((suffix, data[at:at + size]))
             at += size
@@ -68,11 +83,14 @@ class Spool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self.end()
+        if self._in >= 0:
+            os.close(self._in)
+            self._in = -1
 
     def save_index(self, path: Path) -> None:
         """Write the index, so that `open_spool` can read the samples in another process."""
-        self._file.flush()
+        self.end()
         path.write_text(json.dumps({"places": self._places, "infos": [asdict(info) for info in self.infos]}))
 
 
@@ -80,7 +98,7 @@ def open_spool(data: Path, index: Path) -> Spool:
     """A spool that another process wrote, for reading."""
     stored = json.loads(index.read_text())
     spool = Spool.__new__(Spool)
-    spool._file = open(data, "r+b")
+    spool._path, spool._out, spool._in = data, None, -1
     spool._places = [(offset, tuple((suffix, size) for suffix, size in members)) for offset, members in stored["places"]]
     spool.infos = [SampleInfo(**{**info, "modes": tuple(info["modes"]), "sizes": tuple(info["sizes"])})
                    for info in stored["infos"]]

@@ -19,8 +19,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
-import numpy as np
-
 from pipeline.build import tables
 from pipeline.build.blocks import BlockReader
 from pipeline.build.spool import SampleInfo, Spool
@@ -44,6 +42,7 @@ from shards.writer import Fields, partial_path, publish, sync_folder, write_file
 BATCH_ROWS = 64
 BATCH_CHARS = 2_000_000
 BATCH_BYTES = 64 << 20  # of images, as they came and as they are stored
+_META = json.JSONEncoder(ensure_ascii=False, sort_keys=True)
 RENDER = "tokenizing"  # what a heartbeat says while a whole batch is worked on
 WRITE = "writing"
 
@@ -263,9 +262,11 @@ class Task:
 def describe(sample: Fitted, images: list[FittedImage], members: Fields) -> SampleInfo:
     """The numbers of a sample, for the tables."""
     rendered, conversation = sample.rendered, sample.conversation
+    codes = rendered.mask.tobytes()  # counting bytes is ten times faster than numpy on such short vectors
+    answers = codes.count(masks.ANSWER)
     return SampleInfo(
-        source=conversation.source, row=conversation.row, tokens=len(rendered.ids), targets=masks.target_count(rendered.mask),
-        answer_tokens=int(np.count_nonzero(rendered.mask == masks.ANSWER)), images=len(images),
+        source=conversation.source, row=conversation.row, tokens=len(codes),
+        targets=answers + codes.count(masks.TEXT) - (codes[0] != masks.NOT_TARGET), answer_tokens=answers, images=len(images),
         patches=sum(geometry.patches(image.mode, image.tiles) for image in images), turns=conversation.answers,
         modes=tuple(image.mode for image in images), sizes=tuple(f"{image.width}x{image.height}" for image in images),
         kept_images=sum(image.kept for image in images), dropped_turns=conversation.dropped_turns, cut=sample.cut,
@@ -295,7 +296,7 @@ def sample_meta(sample: Fitted, images: list[FittedImage]) -> dict[str, Any]:
                     "source_width": image.source_width, "source_height": image.source_height, "tiles": list(image.tiles),
                     "placeholders": geometry.placeholders(image.mode, image.tiles)}
                    for anchor, image in zip(conversation.anchors, images)],
-        "meta": json.dumps(meta, ensure_ascii=False, sort_keys=True),
+        "meta": _META.encode(meta),
     }
 
 
