@@ -1,11 +1,12 @@
-"""Pixels -> stored bytes, in the format that their content asks for; always 8-bit gray or RGB once decoded.
+"""Pixels -> stored bytes, in the format that their content asks for; decoders give 8-bit gray or RGB.
 
     equal channels                                  stored as gray
     mostly the pixel to the left again ("flat":     PNG without loss; gray of 4 or 16 even levels with 2 or 4 bits a pixel,
     text, tables, drawings, screenshots)            which every decoder opens as 8-bit gray
     ... and gray, resampled, with steep edges       PNG of 16 gray levels
     at most 16,384 values                           PNG without loss
-    photographs and scans                           JPEG 4:4:4, quality 90, or 5 above the source's own (80 at least)
+    flat, colour, at most 256 colours               PNG with a palette, half the bytes
+    photographs and scans                           JPEG 4:4:4, quality 90, or a JPEG source's own (75 at least)
 
 Sixteen levels: resampling line art invents gray levels at the edges of strokes, and they double the bytes. On 26 rendered pages 16
 levels keep 42 dB at 60 kB a page, JPEG of quality 85 40 dB at 137 kB, PNG of all levels 122 kB. Only where most steps between
@@ -16,12 +17,14 @@ stores its artefacts more exactly. The same pixels give the same bytes.
 import cv2
 import numpy as np
 import simplejpeg  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+from PIL import Image
 
 from pipeline.images.png import write_png
 from pipeline.images.resize import Pixels
 
 QUALITY = 90
-LOWEST_QUALITY = 80
+LOWEST_QUALITY = 75
 FLAT_SHARE = 0.5  # of pixels equal to their left neighbour, from which on PNG is tried
 STEEP_FLAT_SHARE = 0.7
 SMALL_STEP = 8  # of 255
@@ -29,6 +32,7 @@ SMALL_STEPS_SHARE = 0.35  # rendered pages 0.14-0.30, scans and JPEG pages 0.48-
 PNG_ENOUGH = 0.125  # bytes a value at which no JPEG is tried
 TINY = 1 << 14  # values; JPEG would spend 600 bytes on its tables alone
 _SAMPLED_ROWS = 128
+_HASH = 0x9E3779B1  # odd, near 2^32 over the golden ratio: spreads neighbouring colours
 # gray value -> nearest of 2^bits even levels, as an index
 _LEVELS = {bits: ((np.arange(256) * ((1 << bits) - 1) + 127) // 255).astype(np.uint8) for bits in (2, 4)}
 
@@ -68,6 +72,26 @@ def _gray_png(gray: Pixels, share: float, *, resampled: bool) -> bytes:
     return write_png(np.asarray(cv2.LUT(gray, _LEVELS[few[0]]), np.uint8), bits=few[0]) if few else write_png(gray)
 
 
+def _colour_png(pixels: Pixels) -> bytes:
+    """A PNG of flat colour: with a palette where 256 colours are enough, which halves it."""
+    counted = Image.fromarray(pixels).getcolors(256)
+    if counted is None:
+        return write_png(pixels)
+    colours = np.array(sorted(colour for _, colour in counted), np.uint8)
+    bits = next(bits for bits in (2, 4, 8) if len(colours) <= 1 << bits)
+    factor = next(factor for factor in range(_HASH, _HASH + 20_000, 2) if len(np.unique(_hashed(colours, factor))) == len(colours))
+    table = np.zeros(1 << 16, np.uint8)
+    table[_hashed(colours, factor)] = np.arange(len(colours))
+    return write_png(table[_hashed(pixels, factor)], bits=bits, palette=colours)
+
+
+def _hashed(colours: Pixels, factor: int) -> NDArray[np.uint16]:
+    """[..., 3] -> 16 bits of a product; a few factors are tried until no two of 256 colours agree (odds 1 in 2 each)."""
+    wide = colours.astype(np.uint32)
+    packed = (wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2]
+    return (packed * np.uint32(factor) >> 16).astype(np.uint16)
+
+
 def _is_even(gray: Pixels, bits: int) -> bool:
     """Whether all values are among 2^bits even levels (multiples of 85 or 17)."""
     step = 255 // ((1 << bits) - 1)
@@ -88,10 +112,10 @@ def encode(pixels: Pixels, *, resampled: bool, source_quality: int | None = None
     if pixels.ndim == 2 and share >= FLAT_SHARE:
         png = _gray_png(pixels, share, resampled=resampled)
     elif pixels.ndim == 3 and share >= FLAT_SHARE and source_quality is None:
-        png = write_png(pixels)
+        png = _colour_png(pixels)
     if png and len(png) <= PNG_ENOUGH * pixels.size:
         return png, "png"
-    jpeg = encode_jpeg(pixels, QUALITY if source_quality is None else min(QUALITY, max(LOWEST_QUALITY, source_quality + 5)))
+    jpeg = encode_jpeg(pixels, QUALITY if source_quality is None else min(QUALITY, max(LOWEST_QUALITY, source_quality)))
     return (png, "png") if png and len(png) <= len(jpeg) else (jpeg, "jpg")
 
 

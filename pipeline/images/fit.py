@@ -1,11 +1,14 @@
 """One image of a row -> what its sample stores: fitted inside its mode, original bytes where they may stay.
 
     probe (headers)  ->  too large, wrong format, strip: Reject
-    fits already, 8-bit gray or RGB, one frame, upright, no alpha:  check every code of the stream, keep the bytes
-                                                                    (metadata above 16 kB are cut off, pixels untouched)
+    fits already, 8-bit gray, RGB or palette, one frame,    check every code of the stream, keep the bytes
+    upright, no alpha                                       (metadata above 16 kB are cut off, pixels untouched)
     else  ->  decode no larger than needed  ->  resample  ->  encode by content
 
-Cost (`python benchmarks/images.py`): see docs in that file. Memory and time of any one picture are bounded by `Limits`.
+Only JPEG and PNG are kept. A palette without transparency is 8-bit RGB written down briefly, and every reader opens it as that
+(Pillow after `convert("RGB")`): encoded anew with all colours, tables and screenshots would take more than twice the bytes.
+Gray of 1, 2, 4 or 16 bits is encoded anew, as what decoders open as 8-bit gray. Cost: a fifth to a seventh of decoding to PIL, ImageOps.pad and JPEG
+(`python benchmarks/images.py`). Memory and time of any one picture are bounded by `Limits`.
 """
 
 from dataclasses import dataclass
@@ -108,7 +111,8 @@ def _probe_png(data: bytes, limits: Limits) -> Source:
     check_size(info.width, info.height, limits, bytes_per_pixel=decode.COST["png"])
     how = orientation(info.exif, info.xmp)
     storable = None
-    if info.bits == 8 and info.colour in (0, 2) and not info.transparent and how == UPRIGHT:
+    opaque = info.colour == 3 or (info.bits == 8 and info.colour in (0, 2))
+    if opaque and not info.transparent and how == UPRIGHT:
         whole = info.ended and not info.frames and info.metadata <= limits.metadata_bytes
         storable = data if whole else png.minimal(data, info)
     return Source(data=data, kind="png", how=how, size=decode.upright_size(info.width, info.height, how), storable=storable,

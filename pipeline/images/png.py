@@ -238,8 +238,8 @@ def _packed(rows: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     return packed.astype(np.uint8)
 
 
-def write_png(pixels: NDArray[np.uint8], *, bits: int = 8) -> bytes:
-    """A PNG of uint8 pixels [h, w] (gray) or [h, w, 3] (RGB).
+def write_png(pixels: NDArray[np.uint8], *, bits: int = 8, palette: NDArray[np.uint8] | None = None) -> bytes:
+    """A PNG of uint8 pixels [h, w] (gray) or [h, w, 3] (RGB), or of indices [h, w] into a palette [at most 2^bits, 3].
 
     bits: 2 or 4 for gray level indices below 2^bits, packed from the left; they decode to even levels of 0 to 255.
     """
@@ -249,5 +249,7 @@ def write_png(pixels: NDArray[np.uint8], *, bits: int = 8) -> bytes:
         rows = _packed(rows, bits)
     filtered = np.zeros((height, rows.shape[1] + 1), np.uint8)  # filter 0 on every row
     filtered[:, 1:] = rows
-    header = struct.pack(">IIBBBBB", width, height, bits, 0 if pixels.ndim == 2 else 2, 0, 0, 0)
-    return SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", isal_zlib.compress(filtered, 1)) + _chunk(b"IEND", b"")
+    header = struct.pack(">IIBBBBB", width, height, bits, 2 if pixels.ndim == 3 else 0 if palette is None else 3, 0, 0, 0)
+    colours = b"" if palette is None else _chunk(b"PLTE", palette.tobytes())
+    return (SIGNATURE + _chunk(b"IHDR", header) + colours + _chunk(b"IDAT", isal_zlib.compress(filtered, 1))
+            + _chunk(b"IEND", b""))

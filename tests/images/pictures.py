@@ -41,6 +41,11 @@ def opened(data: bytes) -> Image.Image:
     return image
 
 
+def is_plain(image: Image.Image) -> bool:
+    """Whether a stored picture is opaque 8-bit gray or RGB, the latter perhaps with a palette."""
+    return image.mode in ("L", "RGB", "P") and not image.has_transparency_data
+
+
 def array(image: Image.Image) -> NDArray[Any]:
     return np.asarray(image)
 
