@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import random
 import re
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.trainer.synthetic import TRAIN, make_directory
+from tests.trainer.synthetic import TRAIN, make_directory, make_rows, write_directory
 from trainer import monitor, runlog, train
 from trainer.model.vlm import load_pretrained
 from trainer.settings import DEFAULTS, parser, rate_at, resolve
@@ -114,15 +115,14 @@ def test_a_run_that_is_done_is_done(shards: Path, tmp_path: Path) -> None:
 
 
 def test_a_step_does_not_depend_on_ranks_accumulation_or_split(shards: Path, tmp_path: Path) -> None:
-    """Loss and gradient of one rank with 4 rows at once; 1 row at once; 2 ranks; 3 ranks, of which two have fewer rows."""
+    """Loss and gradient of one rank with 4 rows at once; 1 row at once; and of 3 ranks, of which two have fewer rows."""
     options = ("--max-steps", "5", "--lr", "0.001")
     assert start(shards, tmp_path / "one", *options, "--device-batch-size", "4") == 0
     assert start(shards, tmp_path / "accumulated", *options, "--device-batch-size", "1") == 0
-    for ranks in (2, 3):
-        done = launch(ranks, shards, tmp_path / f"ranks{ranks}", *options, "--device-batch-size", "1")
-        assert done.returncode == 0, done.stderr
+    done = launch(3, shards, tmp_path / "ranks", *options, "--device-batch-size", "1")
+    assert done.returncode == 0, done.stderr
     expected = steps(tmp_path / "one")
-    for name in ("accumulated", "ranks2", "ranks3"):
+    for name in ("accumulated", "ranks"):
         for a, b in zip(expected, steps(tmp_path / name), strict=True):
             assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
             assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-5)
@@ -141,13 +141,14 @@ def test_resuming_with_other_ranks_reads_on_in_the_same_order(shards: Path, tmp_
 
 def test_text_alone_and_ranks_without_images_neither_hang_nor_skip(tmp_path: Path) -> None:
     """Batches of two rows over two ranks: text beside images, and steps of text alone."""
-    made = make_directory(tmp_path / "s", rows=12, val_rows=2, seq_len=96, modes=("micro", None, None), seed=4,
-                          train={"batch_rows": 2})
-    assert start(made, tmp_path / "one", "--max-steps", "8") == 0
-    done = launch(2, made, tmp_path / "two", "--max-steps", "8")
+    rng = random.Random(4)
+    rows = make_rows(rng, rows=8, seq_len=96, modes=(None,)) + make_rows(rng, rows=3, seq_len=96, modes=("micro",))
+    made = write_directory(tmp_path / "s", {"train": [rows]}, seq_len=96, train={"batch_rows": 2})
+    assert start(made, tmp_path / "one", "--max-steps", "6") == 0
+    done = launch(2, made, tmp_path / "two", "--max-steps", "6")
     assert done.returncode == 0, done.stderr
     log = steps(tmp_path / "two")
-    assert 0 in {entry["images"] for entry in log}
+    assert min(entry["images"] for entry in log) == 0 < max(entry["images"] for entry in log)
     assert [e["loss"] for e in log] == pytest.approx([e["loss"] for e in steps(tmp_path / "one")], rel=1e-5)
 
 
