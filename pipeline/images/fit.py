@@ -7,8 +7,10 @@
 
 Only JPEG and PNG are kept. A palette without transparency is 8-bit RGB written down briefly, and every reader opens it as that
 (Pillow after `convert("RGB")`): encoded anew with all colours, tables and screenshots would take more than twice the bytes.
-Gray of 1, 2, 4 or 16 bits is encoded anew, as what decoders open as 8-bit gray. Cost: a fifth to a seventh of decoding to PIL, ImageOps.pad and JPEG
-(`python benchmarks/images.py`). Memory and time of any one picture are bounded by `Limits`.
+Gray of 1, 2, 4 or 16 bits is encoded anew, as what decoders open as 8-bit gray.
+
+Cost: a sixth of decoding to PIL, ImageOps.pad and JPEG (`python benchmarks/images.py`). Memory and time of any one picture are
+bounded by `Limits`.
 """
 
 from dataclasses import dataclass

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from pipeline.inspect import charts
 from pipeline.inspect.charts import bars, columns, legend, short
 from pipeline.inspect.collect import FILL_BINS, SIDE_BINS, TOKEN_BINS, Report, SourceReport
-from pipeline.inspect.sample import article, clipped
+from pipeline.inspect.sample import CODES, article, clipped
 from shards.sample import Sample
 
 TOKENS = (("answer", "answer tokens"), ("text", "text outside answers"), ("media", "no target (media, start)"))
@@ -32,7 +32,7 @@ def render(report: Report, samples: Sequence[Sample]) -> str:
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
             f"<title>{escape(name)}</title><style>{_STYLE.read_text()}</style></head><body><main>"
             f"{_head(report)}{_sources(report)}{_charts(report)}{_rejects(report)}"
-            f"<section><h2>{len(samples)} samples</h2>{legend([('answer', 'answer'), ('text', 'text'), ('media', 'no target')])}"
+            f"<section><h2>{len(samples):,} sample{'s' * (len(samples) != 1)}</h2>{legend(list(CODES.values()))}"
             f"{shown}</section></main></body></html>\n")
 
 
