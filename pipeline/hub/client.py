@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urljoin, urlsplit
-from urllib.request import getproxies, proxy_bypass
+from urllib.request import proxy_bypass
 
 import certifi
 import urllib3
@@ -92,12 +92,19 @@ class Answer:
             yield chunk
 
 
+def _proxy(url: str) -> str:
+    """The proxy for a URL, "" for none: http_proxy or https_proxy, unless no_proxy names the host."""
+    parts = urlsplit(url)
+    name = f"{parts.scheme}_proxy"      # looked up by name: urllib's getproxies walks the whole environment each time
+    proxy = os.environ.get(name) or os.environ.get(name.upper()) or ""
+    if not proxy or proxy_bypass(parts.hostname or ""):
+        return ""
+    return proxy if "://" in proxy else f"http://{proxy}"
+
+
 def _pool(url: str) -> urllib3.PoolManager:
     """This process's connections for a URL (made anew after a fork: sockets must not be shared)."""
-    parts = urlsplit(url)
-    proxy = getproxies().get(parts.scheme, "")
-    if proxy and proxy_bypass(parts.hostname or ""):
-        proxy = ""
+    proxy = _proxy(url)
     with _lock:
         if (found := _pools.get((os.getpid(), proxy))) is None:
             bundle = os.environ.get("SSL_CERT_FILE") or os.environ.get("REQUESTS_CA_BUNDLE") or certifi.where()
