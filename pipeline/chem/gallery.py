@@ -99,8 +99,9 @@ def _show(label: str, row: dict[str, object]) -> Shown:
     turns = row.get("texts") or []
     images = [item.get("bytes") for item in pictures if isinstance(item, dict)] if isinstance(pictures, list) else []
     pairs = [
-        (str(turn.get("user") or "")[:MAX_TEXT], str(turn.get("assistant") or "")[:MAX_TEXT]) for turn in turns if isinstance(turn, dict)
-    ] if isinstance(turns, list) else []
+        (str(turn.get("user") or "")[:MAX_TEXT], str(turn.get("assistant") or "")[:MAX_TEXT])
+        for turn in (turns if isinstance(turns, list) else ()) if isinstance(turn, dict)
+    ]
     facts = [(key, str(value)[:2000]) for key, value in row.items() if key not in ("images", "texts") and value is not None]
     return Shown(label=label, image=_safe(images[0] if images else None), images=len(images), turns=tuple(pairs),
                  facts=tuple(facts))

@@ -75,7 +75,7 @@ def test_cut_file_is_an_error_that_names_it(tmp_path: Path, pack: object) -> Non
     data = pack(bytes(range(256)) * 4000)
     path = tmp_path / "cut.smi.gz"
     path.write_bytes(data[: len(data) // 2])
-    with pytest.raises(BrokenFile, match="cut.smi.gz"):
+    with pytest.raises(BrokenFile, match=r"cut\.smi\.gz"):
         count_lines(path)
 
 

@@ -125,7 +125,8 @@ def test_duplicates_are_found_across_files_and_spellings(tmp_path: Path) -> None
 
 def test_shuffle_seed_changes_the_order_and_nothing_else(source: Path, rendered: Path, tmp_path: Path) -> None:
     render(make_plan(tmp_path / "chem", [source], rows_per_file=7, shuffle_seed=1), workers=1)
-    pictures = [{row["canonical_smiles"]: row["images"][0]["bytes"] for row in read_set(out)} for out in (rendered, tmp_path / "chem")]
+    sets = (read_set(rendered), read_set(tmp_path / "chem"))
+    pictures = [{row["canonical_smiles"]: row["images"][0]["bytes"] for row in rows} for rows in sets]
     assert pictures[0] == pictures[1]
     assert list(pictures[0]) != list(pictures[1])
 

@@ -83,7 +83,7 @@ def test_ring_that_hangs_the_parser_is_stopped_by_the_limits_or_else_by_the_dead
     report = render(plan, workers=1, deadline=1)
     assert report.rows == len(MOLECULES)
     assert report.rejects == {"deadline": 1}
-    assert list(read_quarantine(plan.out / "quarantine.jsonl").values())[0]["reason"] == "deadline"
+    assert next(iter(read_quarantine(plan.out / "quarantine.jsonl").values()))["reason"] == "deadline"
 
 
 def test_crash_hang_and_memory_cost_one_row_each(tmp_path: Path) -> None:
