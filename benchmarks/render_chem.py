@@ -168,7 +168,8 @@ def report(args: argparse.Namespace) -> str:
     versions = ", ".join(f"{name} {version(name)}" for name in ("rdkit", "numpy", "isal", "pillow"))
     lines = [
         "## render-chem", "", f"`{command}`", "",
-        f"Python {platform.python_version()}, {versions}; {platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start.", "",
+        f"Python {platform.python_version()}, {versions}; {platform.machine()}, {os.cpu_count()} cores, "
+        f"load {os.getloadavg()[0]:.1f} at the start.", "",
         f"Processor time a molecule at {args.size}x{args.size}, medians of {args.rounds} turns of {args.count} molecules.", "",
         "| molecules | lane | ms | times faster than naive | times the floor | bytes |", "| --- | --- | --- | --- | --- | --- |",
     ]
