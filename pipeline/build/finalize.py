@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.build import card, tables
@@ -74,9 +75,9 @@ def finalize(plan: Plan, state: BuildState, tokenizer: Tokenizer) -> dict[str, A
     return body
 
 
-def _parts(folders: list[Path], name: str, last: list[pa.Table]) -> Iterator[pa.Table]:
+def _parts(folders: list[Path], name: str, last: list[pa.Table], *, columns: list[str] | None = None) -> Iterator[pa.Table]:
     for folder in folders:
-        yield pq.read_table(folder / name)
+        yield pq.read_table(folder / name, columns=columns, use_threads=False)
     yield from last
 
 
@@ -148,8 +149,8 @@ def split_totals(rows: table.Rows, seq_len: int) -> dict[str, Any]:
 def max_images(folders: list[Path], val_tables: list[pa.Table]) -> tuple[int, bool]:
     """The most images of any sample, and whether any has tiles: the slots that the data card must list."""
     most, tiled = 0, False
-    for part in _parts(folders, "samples.parquet", val_tables):
+    for part in _parts(folders, "samples.parquet", val_tables, columns=["images", "modes"]):
         if part.num_rows:
-            most = max(most, int(part["images"].to_numpy().max()))
-            tiled = tiled or any("gundam" in modes for modes in part["modes"].to_pylist())
+            most = max(most, int(pc.max(part["images"]).as_py()))
+            tiled = tiled or "gundam" in pc.unique(pc.list_flatten(part["modes"])).to_pylist()
     return most, tiled
