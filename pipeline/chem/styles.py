@@ -54,6 +54,7 @@ PALETTES = ("black", "rdkit", "avalon", "cdk", "pastel", "ink")
 BACKGROUNDS = ("white", "paper", "grey", "cream", "sky", "night")
 
 KNOBS: dict[str, Knob] = {
+    "look.acs": _chance("the proportions of ACS 1996 documents, in place of what the other knobs drew"),
     "canvas.mode": _choice("square", "square crop natural", "square: size x size; natural: as large as the bonds "
                            "ask, at most size; crop: the same with bonds twice as long"),
     "canvas.bond": _number(90, 12, 400, "longest bond, in pixels of a picture of 1024"),
@@ -101,6 +102,11 @@ KNOBS: dict[str, Knob] = {
 
 
 PLAIN: dict[str, Value] = {key: knob.plain for key, knob in KNOBS.items()}
+# bonds of 14.4 points, lines of .6, letters of 10, double bonds 18 % apart, a sans-serif face, black
+ACS: dict[str, Value] = {
+    "bond.width": 0.0417, "bond.gap": 0.18, "label.font": "sans", "label.size": 0.694, "label.padding": 0.066,
+    "colour.palette": "black", "bond.kekule": "yes", "label.methyl": False,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +201,10 @@ def sample_style(spec: StyleSpec, rng: random.Random) -> Style:
         else:
             # four digits are plenty for a picture, and keep the style column short
             values[key] = round(rule.low + u * (rule.high - rule.low), 4)
-    return Style(values=values, drawn=tuple(spec.rules))
+    if not values["look.acs"]:
+        return Style(values=values, drawn=tuple(spec.rules))
+    values |= ACS
+    return Style(values=values, drawn=tuple(key for key in KNOBS if key in spec.rules or key in ACS))
 
 
 def _nearest_section(word: str) -> str:

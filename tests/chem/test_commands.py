@@ -1,6 +1,8 @@
 """The commands as users type them: `render-chem`, `gallery`."""
 
 import json
+import subprocess
+import sys
 from io import BytesIO
 from pathlib import Path
 
@@ -86,6 +88,13 @@ def test_list_knobs_prints_every_knob() -> None:
 
     text = call("render-chem", "--list-knobs").output
     assert all(key in text for key in KNOBS)
+
+
+@pytest.mark.parametrize(("module", "absent"), [
+    ("pipeline.chem.worker, pipeline.chem.depict", "pyarrow"), ("pipeline.chem.render, pipeline.cli.render_chem", "rdkit")])
+def test_workers_load_no_pyarrow_and_the_parent_no_rdkit(module: str, absent: str) -> None:
+    code = f"import sys, {module}; sys.exit({absent!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_gallery_writes_sheet_and_page(sample_set: Path, tmp_path: Path) -> None:

@@ -33,6 +33,12 @@ def test_weights_are_kept() -> None:
     assert 0.22 < sum(style.flag("stereo.cip") for style in styles) / 4000 < 0.28
 
 
+def test_acs_look_overrules_and_is_written_down() -> None:
+    style = sample_style(parse_style("[look]\nacs = 1\n[bond]\nwidth = 0.1\n", "acs"), random.Random(0))
+    assert (style.values["bond.width"], style.values["label.font"]) == (0.0417, "sans")
+    assert '"label.size":0.694' in style.to_json()
+
+
 @pytest.mark.parametrize(("text", "words"), [
     ("[bond]\nwdth = 0.1", "did you mean `bond.width`"),
     ("[canvas]\nmode = 'sqare'", "nearest: square"),
