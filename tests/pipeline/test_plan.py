@@ -35,7 +35,8 @@ SLICES = st.one_of(st.none(), st.tuples(BOUND, BOUND, st.one_of(st.none(), st.in
     lambda parts: ":".join("" if part is None else str(part) for part in parts)))
 GROUPS = st.lists(st.integers(1, 9), min_size=1, max_size=4).map(tuple)
 CASES = st.builds(Case, files=st.lists(GROUPS, min_size=1, max_size=4).map(tuple), rows=SLICES,
-                  quota=st.one_of(st.none(), st.integers(1, 80)), repeats=st.integers(1, 3), shard_samples=st.integers(1, 40), seed=st.integers(0, 99))
+                  quota=st.one_of(st.none(), st.integers(1, 80)), repeats=st.integers(1, 3),
+                  shard_samples=st.integers(1, 40), seed=st.integers(0, 99))
 
 
 def planned(plan: Plan) -> Counter[tuple[str, int]]:
