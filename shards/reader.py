@@ -21,14 +21,14 @@ def read_row(buffer: bytes | memoryview, *, base: int = 0) -> list[Sample]:
 
 def iter_samples(buffer: bytes | memoryview, *, base: int = 0, whole: bool) -> Iterator[Sample]:
     """Samples of a row's bytes, or of a whole archive."""
-    view, key, fields = memoryview(buffer), "", list[tuple[str, bytes]]()
+    view, key, fields = memoryview(buffer), "", list[tuple[str, bytes | memoryview]]()
     for member in tar.members(view, base=base, whole=whole):
         name, _, suffix = member.name.partition(".")
         if name != key:
             if fields:
                 yield decode(key, fields)
             key, fields = name, []
-        fields.append((suffix, bytes(view[member.data_offset - base:member.data_offset - base + member.size])))
+        fields.append((suffix, view[member.data_offset - base:member.data_offset - base + member.size]))
     if fields:
         yield decode(key, fields)
 

@@ -31,15 +31,15 @@ class Sample:
     meta: dict[str, Any]
     ids: npt.NDArray[np.int32]
     mask: npt.NDArray[np.uint8]
-    images: tuple[tuple[str, bytes], ...] = ()
+    images: tuple[tuple[str, bytes | memoryview], ...] = ()
 
     def image(self, index: int) -> bytes:
         """Encoded bytes of image `index`."""
-        return next(data for suffix, data in self.images if suffix in (f"{index}.jpg", f"{index}.png"))
+        return bytes(next(data for suffix, data in self.images if suffix in (f"{index}.jpg", f"{index}.png")))
 
     def tiles(self, index: int) -> bytes | None:
         """Encoded bytes of the stitched tiles of image `index`; None where it has none."""
-        return next((data for suffix, data in self.images if suffix.startswith(f"{index}.tiles.")), None)
+        return next((bytes(data) for suffix, data in self.images if suffix.startswith(f"{index}.tiles.")), None)
 
 
 def make_key(split: str, shard: int, position: int) -> str:
@@ -101,12 +101,12 @@ def encoded_size(fields: Sequence[tuple[str, bytes | memoryview]]) -> int:
     return sum(tar.BLOCK + tar.padded(len(data)) for _, data in fields)
 
 
-def decode(key: str, fields: Sequence[tuple[str, bytes]]) -> Sample:
+def decode(key: str, fields: Sequence[tuple[str, bytes | memoryview]]) -> Sample:
     """A sample from its members; ValueError naming the key if one is missing, unknown or out of order."""
     names = [suffix for suffix, _ in fields]
     if names[:3] != ["json", "ids.npy", "mask.npy"]:
         raise ValueError(f"{key}: members {names} do not start with json, ids.npy, mask.npy")
-    meta = json.loads(fields[0][1])
+    meta = json.loads(bytes(fields[0][1]))
     if not isinstance(meta, dict) or not isinstance(meta.get("images"), list):
         raise ValueError(f"{key}: json holds no list of images")
     expected = []
@@ -116,4 +116,4 @@ def decode(key: str, fields: Sequence[tuple[str, bytes]]) -> Sample:
     if found != expected or len(found) != len(names) - 3:
         raise ValueError(f"{key}: images {names[3:]} where its json tells {len(meta['images'])}")
     return Sample(key=key, meta=meta, ids=decode_npy(fields[1][1], "<i4"), mask=decode_npy(fields[2][1], "|u1"),
-                  images=tuple((suffix, bytes(data)) for suffix, data in fields[3:]))
+                  images=tuple(fields[3:]))
