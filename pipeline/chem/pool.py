@@ -96,7 +96,7 @@ class Pool:
         self._selector = selectors.DefaultSelector()
         self._workers: list[_Worker] = []
         self._pending: deque[tuple[_Chunk, list[int]]] = deque()
-        self._failures = 0
+        self._failures = 0.0
         self._tasks = 0
         self._looked = 0.0
 
@@ -214,7 +214,7 @@ class Pool:
         while (frame := wire.unpack(worker.buffer)) is not None:
             head, body = frame
             if head.get("ready"):
-                worker.ready, self._failures = True, 0
+                worker.ready, self._failures = True, 0.0
                 self.route, self.why = head["route"], head["why"]
                 continue
             chunk, indices = worker.flights.pop(head["task"])
@@ -252,7 +252,8 @@ class Pool:
         if code > 0 and worker.ready:
             raise PoolError(f"a worker failed: {self._said(worker)}")
         if not worker.ready:
-            self._failures += 1
+            # a kill from outside says little about the installation; many in a row still end the run
+            self._failures += 1 if -code not in _FROM_OUTSIDE else 0.1
             if self._failures >= START_FAILURES:
                 raise PoolError(f"workers end before they are ready (exit {code}): {self._said(worker)}")
         if index != wire.IDLE and task in flights and flights[task][0].slots[index] is None:
