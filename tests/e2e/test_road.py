@@ -53,7 +53,7 @@ def local_sets(folder: Path) -> None:
 def recipe_text(tokenizer: Path, sets: tuple[str, ...], folder: Path, identity: Path) -> str:
     """A recipe over everything."""
     modes = {"icdar2015_words": "tiny", "words(made)": "tiny", "scans": "gundam"}
-    tables = "".join(f"[sources.{json.dumps(name)}]\nmode = \"{modes.get(name, 'micro')}\"\noverlong = \"split\"\n" for name in sets)
+    tables = "".join(f"[sources.{json.dumps(name)}]\nmode = '{modes.get(name, 'micro')}'\noverlong = 'split'\n" for name in sets)
     return (f'name = "road"\ntokenizer = {json.dumps(str(tokenizer))}\nseq_len = 1024\nmode = "micro"\nvalidation = 0.05\n'
             f'shard_samples = 400\n[train]\nmodel = "micro"\nbatch_rows = 4\nlr = 1e-3\n{tables}'
             '[sources.gsm8k]\nkind = "gsm8k"\n[sources.mmlu]\nkind = "mmlu"\nfolder = "auxiliary_train"\n'
