@@ -3,10 +3,10 @@
 - It fits and nothing was cut off: it stays as it is.
 - It is too long: its messages are rendered again and cut, split or dropped by its source's rule (pipeline.cut), just as the build
   would have. What a build had already cut is cut further by its ids.
-- It was cut, only text was lost, and there is room now: the text is all in its messages, so it grows back.
+- It was cut, only text was lost, and there is room now: what its messages hold, its last turn to the end, grows back.
 
-Images that a cut took off are gone; pieces of a split sample stay pieces. Cost: a sample that stays costs its header; others are
-tokenized again.
+Turns and images that a cut took off whole are gone; pieces of a split sample stay pieces. Cost: a sample that stays costs its
+header; others are tokenized again.
 """
 
 import json
@@ -49,15 +49,17 @@ def recut(sample: Sample, info: SampleInfo, *, seq_len: int, rule: Overlong, tok
     """The samples of at most `seq_len` tokens that it becomes. Raises Reject, with the reasons of pipeline.cut."""
     conversation, part = _conversation(sample, info)
     counts = [int(image["placeholders"]) for image in sample.meta["images"]]
-    stored = Rendered(ids=sample.ids, mask=sample.mask, spans=spans(sample.ids, counts, tokenizer.specials.image), turns=())
+    stored = Rendered(ids=sample.ids, mask=sample.mask, spans=spans(sample.ids, counts, tokenizer.specials.image),
+                      turns=turns(sample.ids, tokenizer.specials.assistant_end))
     lost = _TEXT_CUT.fullmatch(info.cut)
-    whole = None
+    whole, gone = None, int(lost[1]) if lost else 0
     if not info.cut or lost:
         again = render_conversations([conversation], [counts], tokenizer)[0]
-        if len(again.ids) == len(stored.ids) + (int(lost[1]) if lost else 0) and _begins_with(again, stored):
-            whole = again
+        if 0 <= len(again.ids) - len(stored.ids) <= gone and _begins_with(again, stored):
+            whole, gone = again, gone - (len(again.ids) - len(stored.ids))
     if whole is not None:
-        fitted = fit_to_length(conversation, whole, counts, seq_len=seq_len, rule=rule, tokenizer=tokenizer)
+        first, *more = fit_to_length(conversation, whole, counts, seq_len=seq_len, rule=rule, tokenizer=tokenizer)
+        fitted = (replace(first, cut=_more_lost(first.cut, gone)), *more)
     else:
         fitted = (_cut_further(conversation, stored, counts, info, seq_len, rule),)
     images = _images(sample, info)
@@ -71,6 +73,24 @@ def spans(ids: Any, counts: Sequence[int], image_id: int) -> tuple[tuple[int, in
         found.append((int(places[at]), int(places[at]) + count))
         at += count
     return tuple(found)
+
+
+def turns(ids: Any, end_id: int) -> tuple[tuple[int, int], ...]:
+    """[start, stop) of each turn, the last one perhaps cut: each runs from behind the one before to behind its end token."""
+    stops = [int(place) + 1 for place in np.flatnonzero(ids == end_id)]
+    if not stops or stops[-1] < len(ids):
+        stops.append(len(ids))
+    return tuple(zip([1, *stops], stops))
+
+
+def _more_lost(cut: str, gone: int) -> str:
+    """What was cut, with tokens added that were lost before: "5 tokens" and 3 are "8 tokens"."""
+    told = re.match(r"(\d+) tokens", cut)
+    if not gone:
+        return cut
+    if told:
+        return f"{int(told[1]) + gone} tokens{cut[told.end():]}"
+    return " and ".join(filter(None, [f"{gone} tokens", cut]))
 
 
 def _begins_with(whole: Rendered, stored: Rendered) -> bool:

@@ -1,10 +1,12 @@
 """Repacking: the samples a direct build at that length would hold, counts, determinism, resuming, and refusals."""
 
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -15,6 +17,7 @@ from pipeline.verify import verify
 from shards import manifest, table
 from shards.reader import ShardReader
 from tests.pipeline.small_sets import SET, contents, row, run_build, small_plan, small_raw, write_recipe, write_rows
+from tests.pipeline.tiny import tiny_tokenizer
 
 
 def direct(recipe: Path, out: Path, **changes: Any) -> Path:
@@ -77,10 +80,18 @@ def test_text_that_was_cut_grows_back(recipe: Path, long: Path, tmp_path: Path) 
     short = direct(recipe, tmp_path / "short", seq_len=130)
     assert manifest.load(short)["sources"]["pages"]["cut"] > 5
     repack(open_job(short, tmp_path / "out", seq_len=1024))
-    grown, whole = samples(tmp_path / "out"), samples(long)
-    lost = [sample for sample in grown if "images" in sample[4]]
-    assert all(sample in whole for sample in grown if sample not in lost)
-    assert grown.total() == whole.total()
+    whole = {sample[2]: np.frombuffer(sample[5], np.int32) for sample in samples(long)}
+    told = Counter()
+    for sample in samples(tmp_path / "out"):
+        ids, cut = np.frombuffer(sample[5], np.int32), re.fullmatch(r"(?:(\d+) tokens)?(.*)", sample[4])
+        assert cut is not None
+        rest = whole[sample[2]][len(ids):]
+        assert np.array_equal(whole[sample[2]][:len(ids)], ids)
+        assert len(rest) == int(cut[1] or 0), "what is still missing is said"
+        if not cut[2]:
+            assert ids[-1] == tiny_tokenizer().specials.assistant_end, "the last turn is whole again"
+        told["whole" if not len(rest) else "images" if cut[2] else "turns"] += 1
+    assert set(told) >= {"whole", "turns"}
 
 
 def test_what_was_cut_can_be_cut_again(recipe: Path, tmp_path: Path) -> None:
