@@ -27,7 +27,7 @@ demo: install
     pipeline train-tokenizer --recipe demo --vocab-size 512 --out raw/demo-tokenizer.json
     pipeline build-shards --recipe demo
     pipeline verify shards/demo
-    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 trainer/train.py --shards shards/demo --out runs/demo --resume
+    OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node 2 trainer/train.py --shards shards/demo --out runs/demo --resume --on-collapse warn
     python trainer/plot.py runs/demo
     python trainer/evaluate.py --shards shards/demo --checkpoint runs/demo --limit 8 --examples 8 --max-new-tokens 96
 
@@ -40,3 +40,7 @@ test: (install all_extras)
 # the long fault and scale runs
 test-slow: (install all_extras)
     python -m pytest -m slow --timeout 3600
+
+# side by side with peers: `just bench images`; the figures of record are in benchmarks/RESULTS.md
+bench name *args: (install all_extras)
+    python -m benchmarks.{{name}} {{args}}
