@@ -113,9 +113,11 @@ def open_build(plan: Plan, out: Path | str, *, fresh: bool = False, work: Path |
         state = BuildState(out=work / "stage", work=work, target=target)
     else:
         state = BuildState(out=Path(out), work=work or Path(out).with_name(Path(out).name + ".build"))
-    ours = state.target is not None or _begun(state)
+    ours = _begun(state)
     if fresh and ours:
         discard(state)
+    elif fresh and state.target is not None:  # begun here, but nothing of it has arrived there
+        clear_work(state.work)
     recorded = _recorded(state)
     for found in recorded:
         if found["id"] != plan.id:
@@ -148,14 +150,13 @@ def _recorded(state: BuildState) -> list[dict[str, Any]]:
 
 def _strangers(state: BuildState) -> list[str]:
     if state.target is not None:
-        return state.target.strangers()
+        return sorted(state.target.sizes())
     return sorted(path.name for path in state.out.iterdir()) if state.out.exists() else []
 
 
 def discard(state: BuildState) -> None:
     """Delete what a build wrote, file by file, and its work folder; other files in the output stay."""
-    if (state.work / "plan.json").exists():
-        shutil.rmtree(state.work)
+    clear_work(state.work)
     if state.target is not None:
         state.target.discard()
     if not state.out.is_dir():
@@ -167,8 +168,23 @@ def discard(state: BuildState) -> None:
         shutil.rmtree(state.out / ".nv-meta")
 
 
+def clear_work(work: Path) -> None:
+    """Delete what a build keeps in its work folder, which with --work may hold other things too."""
+    if not (work / "plan.json").exists():
+        return
+    for name in ("done", "scratch", "stage"):
+        shutil.rmtree(work / name, ignore_errors=True)
+    for pattern in ("quarantine.json", "log.jsonl", "*.lock", "probe-*", "plan.parquet", "plan.json"):
+        for path in work.glob(pattern):
+            path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # not empty
+        work.rmdir()
+
+
 def _begun(state: BuildState) -> bool:
     """Whether a build of ours was begun here, of whatever plan or format."""
+    if state.target is not None:
+        return state.target.begun()
     try:
         found = json.loads((state.out / manifest.NAME).read_bytes())
     except (OSError, ValueError):

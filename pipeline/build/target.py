@@ -111,7 +111,10 @@ class Target:
     def manifest(self) -> dict[str, Any] | None:
         """The manifest; None while the directory is not complete."""
         data = self.read(manifest.NAME)
-        return None if data is None else manifest.parse(data, f"{self.url}/{manifest.NAME}")
+        try:
+            return None if data is None else manifest.parse(data, f"{self.url}/{manifest.NAME}")
+        except ValueError as error:
+            raise TargetError(f"{error}; choose another --out, or start over with --fresh if a build of ours is there") from None
 
     def recorded_plan(self) -> dict[str, Any] | None:
         """The identity of the plan with which the build was begun, if it was."""
@@ -169,9 +172,15 @@ class Target:
         self._delete(".build/done", self.sizes(".build/done"))
         shutil.rmtree(folder)
 
-    def strangers(self) -> list[str]:
-        """Names below the directory that no build of ours writes."""
-        return sorted(name for name in self.sizes() if not OUTPUT.fullmatch(name))
+    def begun(self) -> bool:
+        """Whether a build of ours was begun here, of whatever plan or format."""
+        if self.read(".build/plan.json") is not None:
+            return True
+        try:
+            found = json.loads(self.read(manifest.NAME) or b"null")
+        except ValueError:
+            found = None
+        return isinstance(found, dict) and "format_version" in found
 
     def discard(self) -> None:
         """Delete what a build wrote, markers first; other objects stay."""

@@ -198,9 +198,23 @@ def test_another_plan_and_foreign_files_are_refused(plan: Plan, recipe: Path, ur
     run_build(other, open_build(other, url, work=tmp_path / "b", fresh=True))
     assert json.loads(stored(url)["manifest.json"])["seed"] == 7
     boto3.client("s3").put_object(Bucket=bucket, Key=f"{prefix}/thesis.pdf", Body=b"mine")
-    with pytest.raises(BuildStateError, match=r"thesis\.pdf"):
-        open_build(plan, url, work=tmp_path / "c", fresh=True)
+    (tmp_path / "b" / "notes.txt").write_text("mine")
+    open_build(plan, url, work=tmp_path / "b", fresh=True)
+    assert (tmp_path / "b" / "notes.txt").exists()
     assert stored(url) == {"thesis.pdf": b"mine"}, "a fresh start deletes what a build wrote and nothing else"
+
+
+def test_a_fresh_start_deletes_nothing_where_no_build_of_ours_was(plan: Plan, url: str, tmp_path: Path) -> None:
+    bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    theirs = {"README.md": b"another data set", "train-000000.tar": b"theirs", "tokenizer.json": b"{}"}
+    for name, data in theirs.items():
+        boto3.client("s3").put_object(Bucket=bucket, Key=f"{prefix}/{name}", Body=data)
+    with pytest.raises(BuildStateError, match=r"README\.md"):
+        open_build(plan, url, work=tmp_path, fresh=True)
+    boto3.client("s3").put_object(Bucket=bucket, Key=f"{prefix}/manifest.json", Body=b"[1, 2]")
+    with pytest.raises(TargetError, match="is not a shard manifest"):
+        open_build(plan, url, work=tmp_path, fresh=True)
+    assert stored(url) == {**theirs, "manifest.json": b"[1, 2]"}
 
 
 def test_a_missing_bucket_is_a_plain_error(plan: Plan, server: FaultyS3, tmp_path: Path) -> None:
