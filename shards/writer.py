@@ -94,8 +94,8 @@ def partial_path(path: Path) -> Path:
 
 
 def remove_partials(folder: Path) -> None:
-    """Delete what killed writers left in a folder in which nobody writes any more."""
-    for path in folder.glob(".*.partial"):
+    """Delete what killed writers left below a folder in which nobody writes any more."""
+    for path in folder.rglob(".*.partial"):
         path.unlink(missing_ok=True)
 
 

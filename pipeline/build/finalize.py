@@ -63,8 +63,6 @@ def finalize(plan: Plan, state: BuildState, tokenizer: Tokenizer) -> dict[str, A
     files += card.write(state.out, body, max_images(folders, val_tables))
     body["files"] = sorted((asdict(entry) for entry in files), key=lambda entry: str(entry["name"]))
     remove_partials(state.out)
-    for path in state.out.rglob(".*.partial"):  # of killed workers
-        path.unlink(missing_ok=True)
     manifest.save(state.out, body)
     body = manifest.load(state.out)
     if state.target is not None:

@@ -44,9 +44,13 @@ def samples_table(entries: Sequence[tuple[str, str, int, int, SampleInfo]]) -> p
 
 
 def rejects_table(lines: Sequence[RejectLine]) -> pa.Table:
-    """A table of rejects; text that UTF-8 cannot hold is replaced."""
-    return pa.table({name: [getattr(line, name).encode("utf-8", "replace").decode() for line in lines]
-                     for name in REJECTS.names}, schema=REJECTS)
+    """A table of rejects; what UTF-8 cannot hold, or a terminal should not get, is replaced."""
+    return pa.table({name: [_plain(getattr(line, name)) for line in lines] for name in REJECTS.names}, schema=REJECTS)
+
+
+def _plain(text: str) -> str:
+    """Printable text: a library's message may quote the bytes that it stumbled over."""
+    return text if text.isprintable() else "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
 
 
 def write(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> FileEntry:

@@ -41,7 +41,7 @@ EXPECTED: dict[str, tuple[int, int] | str] = {
     "two_images_no_tag": (1, 2), "one_image_two_tags": "image-markers", "tag_in_answer": (1, 1), "texts_null": "no-answer",
     "null_turn": (2, 1), "null_answer": "no-answer", "empty_user": (1, 1), "mixed_turns": (2, 1), "no_spaces_answer": (1, 1),
     "special_tokens_user": (1, 1), "control_characters": (1, 1), "ratings_null": (1, 1), "ratings_short": (3, 1),
-    "ratings_out_of_range": (3, 1), "ratings_all_low": (2, 1), "twin_b": (1, 1)}
+    "ratings_out_of_range": (3, 1), "ratings_all_low": (1, 1), "twin_b": (1, 1)}
 
 FILES = {  # what each of the odd files gives: samples, rejected rows, or the reason for which the file is left out
     "good": 12, "zero_rows": 0, "no_metadata": 12, "no_ratings": 12, "extra_columns": 12, "images_as_binary": 12,
