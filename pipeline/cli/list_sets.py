@@ -43,7 +43,9 @@ def command(names: tuple[str, ...], bucket: str | None, offline: bool, as_json: 
 
     Rows and GB come from the hub; a dash means unknown. NAMES shows only these.
 
-    Example: pipeline list --offline --bucket chemistry
+    \b
+    Example:
+      pipeline list --offline --bucket chemistry
     """
     table = shipped_table()
     if not offline:

@@ -52,12 +52,12 @@ def pictures(sample: Sample) -> str:
     figures = []
     for index, info in enumerate(sample.meta["images"][:MAX_PICTURES]):
         data, tiles = sample.image(index), sample.tiles(index)
-        suffix = next(name for name, held in sample.images if held is data)
+        suffix = next(name for name, _ in sample.images if name.startswith(f"{index}."))
         caption = (f"{info['mode']}, {info['width']} x {info['height']} of {info['source_width']} x {info['source_height']}, "
                    f"{suffix.rpartition('.')[2]} {len(data) / 1000:,.0f} kB, {info['placeholders']} placeholders")
         figure = picture(data, suffix, caption)
         if tiles is not None:
-            tile_suffix = next(name for name, held in sample.images if held is tiles)
+            tile_suffix = next(name for name, _ in sample.images if name.startswith(f"{index}.tiles."))
             grid = f"{info['tiles'][0]} x {info['tiles'][1]} tiles"
             figure += f"<details><summary>{grid}</summary>{picture(tiles, tile_suffix, grid)}</details>"
         figures.append(f"<figure>{figure}<figcaption>{escape(caption)}</figcaption></figure>")

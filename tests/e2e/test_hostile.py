@@ -22,7 +22,7 @@ from PIL import Image
 
 from pipeline.recipe import FINEVISION
 from pipeline.verify import verify
-from tests.pipeline.made import IMAGES, TEXTS, all_samples, picture, rejects, row, write_recipe, write_set
+from tests.pipeline.made import IMAGES, TEXTS, all_samples, picture, rejects, row, write_parquet, write_recipe, write_set
 
 ROOT = Path(__file__).resolve().parents[2]
 MEMORY = 1 << 30  # bytes that a worker may take
@@ -48,12 +48,13 @@ FILES = {  # what each of the odd files gives: samples, rejected rows, or the re
     "swapped_fields": 12, "truncated": "file-truncated", "damaged_page": "unreadable-row-group", "not_parquet": "file-not-parquet"}
 
 SCRIPT = """
-import resource, sys
+import re, sys
 from pathlib import Path
 from tests.pipeline.made import in_process, plan_of
 recipe, raw, out = map(Path, sys.argv[1:4])
 in_process(plan_of(recipe, raw), out, recipe, max_reject_share=1.0)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+# not ru_maxrss, which begins at the memory of the process that started this one
+print(int(re.search(r"VmHWM:\\s+([0-9]+)", Path("/proc/self/status").read_text())[1]) * 1024)
 """
 
 
@@ -242,3 +243,21 @@ def test_odd_schemas(tmp_path: Path) -> None:
             assert (samples[name], lost[name, expected]) == (1, 1), (name, lost, samples)
         else:
             assert (samples[name], lost[name, expected]) == (0, 2), (name, lost, samples)
+
+
+def test_bombs_stay_within_the_bound(tmp_path: Path) -> None:
+    """Small files that unpack to half a gigabyte: one picture or one text in hundreds of rows, zeros, wide pictures."""
+    bulky = picture(1) + bytes(900_000)  # bytes after the end of the picture
+    wide = [row([encoded("RGB", (7900, 7900), "PNG")], [("q", "a")]),
+            row([encoded("1", (9000, 7000), "TIFF", compression="group4")], [("q", "a")])]
+    base = tmp_path / "raw" / FINEVISION
+    name = "train-00000-of-00001.parquet"
+    write_parquet(base / "same picture" / name, [row([bulky], [("q", "a")])] * 500, group=500)
+    write_parquet(base / "same text" / name, [row([], [("q", "x " * 600_000)])] * 400, group=400)
+    write_parquet(base / "zeros" / name, [row([bytes(30_000_000)], [("q", "a")])] * 4, group=4, compression="zstd",
+                  use_dictionary=False)
+    write_parquet(base / "wide" / name, wide, group=2)
+    out = build(tmp_path, {"same picture": "", "same text": "", "zeros": "", "wide": ""}, seq_len=512)
+    assert Counter(sample.meta["source"] for sample in all_samples(out)) == {"same picture": 500, "wide": 2}
+    lost = Counter((source, reason) for (source, _), (reason, _) in rejects(out).items())
+    assert lost == {("zeros", "image-format"): 4, ("same text", "text-too-long"): 400}

@@ -77,7 +77,7 @@ def build_under_kills(recipe: Path, raw: Path, out: Path, kills: int, seed: int)
             assert process.returncode == -signal.SIGKILL, process.communicate()
             process = start(recipe, raw, out)
             begun = time.monotonic()
-        if hits >= kills or time.monotonic() - begun < chance.uniform(1.0, 4.0):
+        if hits >= kills or time.monotonic() - begun < chance.uniform(0.5, 2.0):
             continue  # let it get to work now and then
         victims = workers_of(process)
         if not victims:
