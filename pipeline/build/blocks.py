@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import IO
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.conversation import Reject
@@ -77,10 +78,12 @@ def _open_file(file: PlanFile) -> IO[bytes]:
     if ref.local is None:
         return open_remote(ref.repo, ref.revision, ref.path, ref.size)  # type: ignore[return-value]
     try:
-        handle = open(ref.local, "rb")
+        size = ref.local.stat().st_size
+        # not open(): a page of large pictures would be held once more, as Python bytes on its way to pyarrow
+        handle = pa.OSFile(str(ref.local))
     except OSError as error:
         raise ChangedFileError(f"{ref.local} was planned and cannot be opened now: {error.strerror}") from None
-    if (size := handle.seek(0, 2)) != ref.size:
+    if size != ref.size:
         handle.close()
         raise ChangedFileError(f"{ref.local} has {size} bytes where the plan saw {ref.size}; plan again (--fresh)")
-    return handle
+    return handle  # type: ignore[no-any-return]
