@@ -3,7 +3,7 @@
     python trainer/plot.py runs/demo                        # writes runs/demo/curves.png
     python trainer/plot.py runs/a runs/b --out both.png     # the runs over each other
 
-Four panels from log.jsonl: loss (training, validation, and validation with the images exchanged), what the pictures are worth
+Four panels: loss (training, validation, and validation with the images exchanged), what the pictures are worth
 (the difference of the last two), how much the features depend on the picture, and gradient norm with the learning rate.
 """
 
@@ -32,10 +32,10 @@ class Curve:
 
 
 def read_log(path: Path) -> list[dict[str, object]]:
-    """The objects of a log.jsonl; ValueError if there are none."""
+    """The objects of a log.jsonl and of the events.jsonl beside it; ValueError if there are no steps."""
     entries = []
-    if path.exists():
-        for line in path.read_text("utf-8").splitlines():
+    for file in (path, path.with_name("events.jsonl")):
+        for line in file.read_text("utf-8").splitlines() if file.exists() else ():
             try:
                 entries.append(json.loads(line))
             except ValueError:

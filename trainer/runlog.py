@@ -1,7 +1,9 @@
-"""Where a run writes what happens: log.jsonl always, a line on standard error, TensorBoard and Weights & Biases if installed.
+"""Where a run writes what happens: log.jsonl and events.jsonl always, a line on standard error, TensorBoard and Weights & Biases
+if installed.
 
-One JSON object a line. A step has {"step", "loss", "lr", ...}; an evaluation {"step", "eval": {...}}; anything else
-{"step", "event": "..."}. Resuming at step N drops the lines after N, so the file is always one undisturbed curve.
+One JSON object a line. log.jsonl has one a step: {"step", "loss", "lr", ...}. events.jsonl has the rest: an evaluation is
+{"step", "eval": {...}}, anything else {"step", "event": "..."}. Resuming at step N drops the lines after N, so the files are
+always those of one undisturbed run.
 """
 
 import importlib.util
@@ -10,6 +12,8 @@ import os
 import sys
 from pathlib import Path
 from typing import Any, TextIO
+
+STEPS, EVENTS = "log.jsonl", "events.jsonl"
 
 
 def rewind(path: Path, step: int) -> None:
@@ -45,12 +49,14 @@ class RunLog:
     """The log of one run, on rank 0; `active=False` gives one that says nothing."""
 
     def __init__(self, out: Path, settings: dict[str, Any], *, track: str = "auto", active: bool = True) -> None:
-        self._file: TextIO | None = None
+        self._steps: TextIO | None = None
+        self._events: TextIO | None = None
         self._board: Any = None
         self._wandb: Any = None
         if not active:
             return
-        self._file = open(out / "log.jsonl", "a", encoding="utf-8")
+        self._steps = open(out / STEPS, "a", encoding="utf-8")
+        self._events = open(out / EVENTS, "a", encoding="utf-8")
         if track == "tensorboard" or (track == "auto" and importlib.util.find_spec("tensorboard")):
             self._board = _tensorboard(out)
         # Without an account W&B asks questions on the terminal, so "auto" waits for a key or a mode.
@@ -59,11 +65,12 @@ class RunLog:
             self._wandb = _wandb(out, settings)
 
     def write(self, entry: dict[str, Any]) -> None:
-        """One object into log.jsonl, its numbers also to the trackers."""
-        if self._file is None:
+        """One object into log.jsonl (a step) or events.jsonl, its numbers also to the trackers."""
+        file = self._steps if "loss" in entry else self._events
+        if file is None:
             return
-        self._file.write(json.dumps(entry) + "\n")
-        self._file.flush()
+        file.write(json.dumps(entry) + "\n")
+        file.flush()
         numbers = {f"{group}{name}": value for group, values in (("", entry), ("eval/", entry.get("eval", {})))
                    for name, value in values.items() if isinstance(value, (int, float)) and name != "step"}
         if self._board is not None:
@@ -74,13 +81,14 @@ class RunLog:
 
     def say(self, text: str) -> None:
         """A line for people, on standard error."""
-        if self._file is not None:
+        if self._steps is not None:
             print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Flush and close everything."""
-        if self._file is not None:
-            self._file.close()
+        for file in (self._steps, self._events):
+            if file is not None:
+                file.close()
         if self._board is not None:
             self._board.close()
         if self._wandb is not None:

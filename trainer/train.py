@@ -464,7 +464,8 @@ def run(settings: Settings, directories: Sequence[ShardDirectory], place: Place)
             training = dataclasses.replace(training, wrapped=DistributedDataParallel(
                 training.model, gradient_as_bucket_view=True))
         if lock:
-            runlog.rewind(settings.out / "log.jsonl", progress.step or -1)
+            for name in (runlog.STEPS, runlog.EVENTS):
+                runlog.rewind(settings.out / name, progress.step or -1)
             (settings.out / "settings.json").write_text(json.dumps(settings.to_json(), indent=1) + "\n", "utf-8")
         log = runlog.RunLog(settings.out, settings.to_json(), track=settings.track, active=chatty)
         log.say(headline(settings, data, place, training, progress))

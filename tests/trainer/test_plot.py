@@ -12,7 +12,9 @@ from trainer import plot
 def write_log(folder: Path, entries: list[dict[str, object]], tail: str = "") -> Path:
     """A run's folder with that log."""
     folder.mkdir()
-    (folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries) + tail)
+    for name, steps in (("log.jsonl", True), ("events.jsonl", False)):
+        mine = [entry for entry in entries if ("loss" in entry) == steps]
+        (folder / name).write_text("".join(json.dumps(entry) + "\n" for entry in mine) + tail)
     return folder
 
 
