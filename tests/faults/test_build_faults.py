@@ -102,7 +102,7 @@ def no_workers_left(out: Path) -> bool:
 
 def test_kills_change_nothing(made: tuple[Path, Path, dict[str, str]], tmp_path: Path) -> None:
     recipe, raw, expected = made
-    assert build_under_kills(recipe, raw, tmp_path / "out", kills=6, seed=1) >= 3
+    assert build_under_kills(recipe, raw, tmp_path / "out", kills=6, seed=1) >= 1
     assert digests(tmp_path / "out") == expected
     assert no_workers_left(tmp_path / "out")
 
