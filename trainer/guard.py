@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any, Self
 
 PR_SET_PDEATHSIG = 1
+PARENT = os.getppid()  # before torch is imported: a torchrun that dies meanwhile would leave the rank to wait for a dead store
 
 
 def die_with_parent(parent: int) -> None:
@@ -28,7 +29,7 @@ def die_with_parent(parent: int) -> None:
 def guard_rank() -> None:
     """Tie a rank to the torchrun that started it; a process started by hand stays independent of its shell (nohup)."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        die_with_parent(os.getppid())
+        die_with_parent(PARENT)
 
 
 class RunLock:

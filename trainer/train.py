@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.guard import RunLock, Signals, guard_rank  # isort: skip (first of all: see PARENT there)
+
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -38,7 +40,6 @@ from trainer.data.loader import Loader, Task, WorkerDied, device_batches
 from trainer.data.order import Order, Split, deal, derive, hashes, split_batch
 from trainer.data.store import Cache, ShardDirectory, open_directory
 from trainer.flops import batch_flops, peak_of
-from trainer.guard import RunLock, Signals, guard_rank
 from trainer.model.config import SIZES
 from trainer.model.vlm import VLM
 from trainer.monitor import Look, Watch, look

@@ -230,7 +230,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 def script(name: str, *args: Any) -> "subprocess.CompletedProcess[str]":
     path = Path(__file__).parents[2] / "trainer" / f"{name}.py"
-    return subprocess.run([sys.executable, str(path), *map(str, args)], capture_output=True, text=True)
+    return subprocess.run([sys.executable, str(path), *map(str, args)], capture_output=True, text=True, timeout=300)
 
 
 def test_evaluate_command(shards: Path, run: Path, tmp_path: Path, command: Command) -> None:

@@ -91,11 +91,11 @@ def test_export_is_a_source_of_weights(checkpoint: Path, exported: Path) -> None
 
 def test_command_line_and_its_errors(checkpoint: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "trainer.export", str(checkpoint), str(tmp_path / "out"), "--dtype", "bfloat16"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     assert json.loads(done.stdout)["out"] == str(tmp_path / "out")
-    again = subprocess.run(command, capture_output=True, text=True)
+    again = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert again.returncode == 1
     assert "exists already" in again.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
     command[3:5] = [str(tmp_path), str(tmp_path / "other")]
-    assert "holds no checkpoint" in subprocess.run(command, capture_output=True, text=True).stderr
+    assert "holds no checkpoint" in subprocess.run(command, capture_output=True, text=True, timeout=300).stderr

@@ -13,6 +13,8 @@ import torch
 
 from shards.reader import DamagedRow
 from tests.trainer.synthetic import make_directory
+from trainer import train
+from trainer.data import loader as loader_module
 from trainer.data.batch import Batch, Rules
 from trainer.data.loader import Loader, Task, WorkerDied
 from trainer.data.order import Order, split_batch
@@ -157,6 +159,49 @@ def test_a_killed_worker_is_an_error_and_not_a_hang(directory: ShardDirectory) -
         loader.close()
 
 
+@pytest.mark.parametrize("finish", [True, False])
+def test_a_stuck_worker_is_an_error_and_not_a_hang(directory: ShardDirectory, monkeypatch: pytest.MonkeyPatch,
+                                                   finish: bool) -> None:
+    """Whether its row is waited for, or the plan is left early while it holds one: and it cannot stay behind."""
+    monkeypatch.setattr(loader_module, "STALL_SECONDS", 1.0)
+    monkeypatch.setattr(loader_module, "CLOSE_SECONDS", 1.0)
+    loader = Loader([directory], rules=Rules.of(directory.manifest, "all"), rows=1, workers=2)
+    stuck, pids = loader._processes[0], [process.pid for process in loader._processes]
+    began = time.monotonic()
+    try:
+        batches = loader.batches([[(0, row)] for row in range(26)] * 50)
+        next(batches)
+        assert stuck.pid is not None
+        os.kill(stuck.pid, signal.SIGSTOP)
+        if finish:
+            with pytest.raises(WorkerDied, match=r"no row for 1 s.*--resume"):
+                for _ in batches:
+                    pass
+        else:
+            time.sleep(0.3)  # until it is its row that is missing
+            batches.close()  # type: ignore[attr-defined]
+            with pytest.raises(WorkerDied, match="exit code -9"):
+                list(loader.batches([[(0, 0)], [(0, 1)], [(0, 2)]]))
+    finally:
+        loader.close()
+    assert time.monotonic() - began < 20
+    assert not any(psutil.pid_exists(pid) for pid in pids if pid)
+
+
+def test_a_worker_that_does_not_start_is_an_error(directory: ShardDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one forked while another thread held a lock that it needs."""
+    monkeypatch.setattr(loader_module, "START_SECONDS", 0.5)
+    monkeypatch.setattr(loader_module, "CLOSE_SECONDS", 0.5)
+    monkeypatch.setattr(loader_module, "_work", lambda *_: time.sleep(60))
+    before = psutil.Process().children()
+    with pytest.raises(WorkerDied, match=r"worker 0 of 2 has not started in 0.5 s.*--workers 0"):
+        Loader([directory], rules=Rules.of(directory.manifest, "all"), rows=1, workers=2)
+    assert psutil.Process().children() == before
+    monkeypatch.setattr(loader_module, "_work", lambda *_: os._exit(3))
+    with pytest.raises(WorkerDied, match="worker 0 of 1 died with exit code 3"):
+        Loader([directory], rules=Rules.of(directory.manifest, "all"), rows=1, workers=1)
+
+
 def test_workers_die_with_the_process_that_made_them(directory: ShardDirectory, tmp_path: Path) -> None:
     """And leave nothing in shared memory."""
     before = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
@@ -183,6 +228,26 @@ def test_workers_die_with_the_process_that_made_them(directory: ShardDirectory, 
         pytest.fail("workers outlived their parent")
     after = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
     assert not [name for name in after - before if str(process.pid) in name]
+
+
+def test_a_rank_whose_torchrun_died_during_its_start_ends(tmp_path: Path) -> None:
+    """It would wait half an hour for the store of a launcher that is gone, with the run's folder locked."""
+    source = Path(train.__file__).read_text()
+    assert source.index("trainer.guard import") < source.index("import torch\n")  # the parent is noted before the seconds of torch
+    rank = ("import os, sys, time\nfrom trainer import guard\nprint(os.getpid(), flush=True)\n"
+            "while os.getppid() == guard.PARENT: time.sleep(0.01)\n"
+            "guard.guard_rank()\nopen(sys.argv[1], 'w')\n")
+    launcher = "import subprocess, sys\nsubprocess.run([sys.executable, '-c', sys.argv[1], sys.argv[2]])\n"
+    process = subprocess.Popen([sys.executable, "-c", launcher, rank, str(tmp_path / "went-on")], stdout=subprocess.PIPE, text=True,
+                               env={**os.environ, "TORCHELASTIC_RUN_ID": "x"}, cwd=Path(train.__file__).parents[1])
+    assert process.stdout is not None
+    pid = int(process.stdout.readline())
+    process.kill()
+    process.wait()
+    process.stdout.read()  # to the end: when the rank has ended
+    process.stdout.close()
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    assert not (tmp_path / "went-on").exists()
 
 
 def test_memory_stays_flat(directory: ShardDirectory) -> None:

@@ -304,7 +304,7 @@ def test_a_hub_id(tmp_path: Path) -> None:
                 [sys.executable, "-c", code, name],
                 env={**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "home"),
                      "NO_PROXY": "127.0.0.1"},
-                capture_output=True, text=True, cwd=Path(__file__).parents[2],
+                capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=300,
             ).stdout
             for name in ("owner/name", "owner/other")
         ]

@@ -45,7 +45,7 @@ def launch(ranks: int, shards: Path, out: Path, *more: str) -> subprocess.Comple
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--standalone",
                str(ROOT / "trainer" / "train.py"), "--shards", str(shards), "--out", str(out), "--track", "none",
                "--device", "cpu", *more]
-    return subprocess.run(command, capture_output=True, text=True, timeout=200, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return subprocess.run(command, capture_output=True, text=True, timeout=400, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def steps(out: Path) -> list[dict[str, Any]]:
@@ -152,15 +152,18 @@ def test_text_alone_and_ranks_without_images_neither_hang_nor_skip(tmp_path: Pat
     assert [e["loss"] for e in log] == pytest.approx([e["loss"] for e in steps(tmp_path / "one")], rel=1e-5)
 
 
-def test_gradients_are_summed_over_ranks_once_a_step(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_are_summed_over_ranks_once_a_step(shards: Path, tmp_path: Path) -> None:
     """Defect 5 of the known reproduction, no gradient-sync control: of four micro-batches, three must not sync."""
-    calls, plain = [], train.DistributedDataParallel.no_sync
-    monkeypatch.setattr(train.DistributedDataParallel, "no_sync", lambda self: calls.append(1) or plain(self))
-    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
-        monkeypatch.setenv(name, value)
-    assert start(shards, tmp_path / "ddp", "--max-steps", "2", "--device-batch-size", "1") == 0
-    assert len(calls) == 2 * 3
-    monkeypatch.delenv("RANK")
+    script = ("import sys\nfrom trainer import train\n"
+              "calls, plain = [], train.DistributedDataParallel.no_sync\n"
+              "train.DistributedDataParallel.no_sync = lambda self: calls.append(1) or plain(self)\n"
+              "code = train.main(sys.argv[1:])\nprint(len(calls))\nsys.exit(code)\n")
+    one_rank = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", script, "--shards", str(shards), "--out", str(tmp_path / "ddp"), "--track", "none",
+                           "--device", "cpu", "--workers", "0", "--max-steps", "2", "--device-batch-size", "1"],
+                          capture_output=True, text=True, timeout=200, env={**os.environ, **one_rank}, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.splitlines()[-1]) == 2 * 3
     assert start(shards, tmp_path / "plain", "--max-steps", "2", "--device-batch-size", "4") == 0
     assert [e["loss"] for e in steps(tmp_path / "ddp")] == pytest.approx([e["loss"] for e in steps(tmp_path / "plain")], rel=1e-5)
 

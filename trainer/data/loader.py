@@ -10,7 +10,8 @@ Rows come back in plan order whatever the number of workers, so a batch's conten
 
 Shared memory is anonymous and inherited by the fork: no name in /dev/shm is left behind by any death, and a container's limit
 for /dev/shm does not matter. A slot is as large as the largest row of the table; only what rows have touched takes memory.
-A worker dies with its parent (PR_SET_PDEATHSIG), and a dead worker is an error of the loop, not a hang.
+A worker dies with its parent (PR_SET_PDEATHSIG). A worker that is dead, does not start or is stuck is an error of the loop,
+not a hang: every wait for one has a limit (the constants below), and a worker over it is killed.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ import os
 import queue
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,6 +37,10 @@ from trainer.data.store import Scratch, ShardDirectory
 from trainer.guard import die_with_parent
 
 Task = tuple[int, int]  # (directory, row of its table)
+
+START_SECONDS = 60.0  # a fork takes milliseconds; one made while another thread held a lock never runs
+STALL_SECONDS = 600.0  # without a row from any worker: longer than a slow store takes for a shard, not longer than ranks wait
+CLOSE_SECONDS = 5.0  # for the rows under way when a plan is left early, and for the workers' ends
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +76,7 @@ def _work(source: RowSource, slots: Sequence[Buffer], pipe: Connection, parent: 
     in_flight = max(directory.store.in_flight for directory in source.directories)
     waiting: deque[tuple[int, Task, Scratch, Future[bytes | memoryview]]] = deque()
     scratches = deque(Scratch() for _ in range(in_flight + 1))
+    pipe.send("started")
     with ThreadPoolExecutor(in_flight) as pool:
         while True:
             while not waiting or (len(waiting) < in_flight and pipe.poll()):
@@ -95,7 +102,7 @@ def _work(source: RowSource, slots: Sequence[Buffer], pipe: Connection, parent: 
 
 
 class WorkerDied(RuntimeError):
-    """A worker process ended by itself or was killed."""
+    """A worker process ended by itself, was killed, or is stuck."""
 
 
 @dataclass(kw_only=True)
@@ -134,6 +141,23 @@ class Loader:
             theirs.close()
             self._pipes.append(ours)
             self._processes.append(process)
+        try:
+            self._await_start()
+        except WorkerDied:
+            self.close()
+            raise
+
+    def _await_start(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        for worker, pipe in enumerate(self._pipes):
+            try:
+                if pipe.poll(max(0.0, deadline - time.monotonic())):
+                    pipe.recv()
+                    continue
+            except (EOFError, OSError):
+                raise self._death(worker) from None
+            raise WorkerDied(f"loader worker {worker} of {len(self._pipes)} has not started in {START_SECONDS:g} s: it was forked "
+                             "while another thread held a lock, or the machine is overloaded. Start again, or pass --workers 0")
 
     def batches(self, plan: Iterable[Sequence[Task]], *, pin: bool = False) -> Iterator[Batch]:
         """One batch for each list of rows of the plan, in its order. One such iterator at a time; close it to stop early."""
@@ -169,7 +193,7 @@ class Loader:
                 yield item
         finally:
             stop.set()
-            thread.join()
+            thread.join(2 * CLOSE_SECONDS)  # its own end takes one at most
 
     def _decode_here(self, plan: Iterable[Sequence[Task]], pin: bool) -> Iterator[Batch]:
         scratch = Scratch()
@@ -228,11 +252,15 @@ class Loader:
                 for worker, slot, result in self._collect():
                     held[worker] -= 1
                     finished[slot] = self._accept(result)
-        finally:
-            with contextlib.suppress(WorkerDied):  # what is under way must come home before the next plan is served
+        finally:  # what is under way must come home before the next plan is served; who does not bring it will serve no other
+            deadline = time.monotonic() + CLOSE_SECONDS
+            with contextlib.suppress(WorkerDied):
                 while any(held):
-                    for worker, _, _ in self._collect():
+                    for worker, _, _ in self._collect(deadline - time.monotonic()):
                         held[worker] -= 1
+            for worker, process in enumerate(self._processes):
+                if held[worker]:
+                    process.kill()
 
     def _send(self, worker: int, message: tuple[int, Task] | None) -> None:
         try:
@@ -240,10 +268,15 @@ class Loader:
         except OSError:
             raise self._death(worker) from None
 
-    def _collect(self) -> list[tuple[int, int, RowInfo | Exception]]:
-        """At least one result: (worker, slot, result)."""
+    def _collect(self, seconds: float | None = None) -> list[tuple[int, int, RowInfo | Exception]]:
+        """At least one result: (worker, slot, result). WorkerDied if there is none in that time."""
         results = []
-        for pipe in wait(self._pipes):
+        ready = wait(self._pipes, STALL_SECONDS if seconds is None else max(0.0, seconds))
+        if not ready:
+            raise WorkerDied(f"{len(self._pipes)} loader workers have sent no row for {STALL_SECONDS:g} s: the store of "
+                             f"{', '.join(directory.store.where for directory in self._source.directories)} does not answer, or "
+                             "a worker is stuck; --resume goes on from the last checkpoint")
+        for pipe in ready:
             worker = self._pipes.index(pipe)  # type: ignore[arg-type]
             try:
                 slot, result = self._pipes[worker].recv()
@@ -259,16 +292,18 @@ class Loader:
         return WorkerDied(f"loader worker {worker} of {len(self._processes)} died with exit code {code}{why}")
 
     def close(self) -> None:
-        """End the workers."""
+        """End the workers, within seconds: those that do not end by themselves are killed."""
         for pipe in self._pipes:
             with contextlib.suppress(OSError):
                 pipe.send(None)
             pipe.close()
+        deadline = time.monotonic() + CLOSE_SECONDS
         for process in self._processes:
-            process.join(2)
+            process.join(max(0.0, deadline - time.monotonic()))
+        for process in self._processes:
             if process.is_alive():
                 process.kill()
-                process.join()
+                process.join(CLOSE_SECONDS)
         self._pipes, self._processes = [], []
 
 
