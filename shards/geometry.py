@@ -39,6 +39,7 @@ class Mode:
 MODES = MappingProxyType({
     mode.name: mode
     for mode in (
+        Mode(name="thumb", side=128, fit="pad"),
         Mode(name="micro", side=256, fit="pad"),
         Mode(name="tiny", side=512, fit="stretch"),
         Mode(name="small", side=640, fit="stretch"),
