@@ -17,6 +17,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,8 @@ def prepare(work: Path, strings: int, molecules: int) -> None:
     if not (raw / "drawn" / "strings" / "train-00000-of-00001.parquet").exists():
         call("benchmarks.reading_text", "--n", str(strings), "--out", str(raw / "drawn" / "strings"))
     if not (work / "tokenizer.json").exists():
-        call("pipeline", "train-tokenizer", "--recipe", str(RECIPES / "strings.toml"), "--raw", str(raw), "--vocab-size", str(TOKENS),
-             "--out", str(work / "tokenizer.json"))
+        call("pipeline", "train-tokenizer", "--recipe", str(RECIPES / "strings.toml"), "--raw", str(raw),
+             "--vocab-size", str(TOKENS), "--out", str(work / "tokenizer.json"))
     grown, real = work / "grown.smi", work / "real.smi"
     if not (grown.exists() and real.exists()):
         reading_molecules.write(grown, real, molecules)
@@ -76,20 +77,21 @@ def prepare(work: Path, strings: int, molecules: int) -> None:
         shards_of(work, name)
 
 
-def train(work: Path, training: Training, threads: int) -> dict[str, Any]:
+def train(work: Path, training: Training, *, threads: int) -> dict[str, Any]:
     """Train one model (or go on with it) and score it; its entry in the report."""
     run = work / "runs" / training.name
     if not (run / "done").exists():
         init = ("--init", str(work / "runs" / training.init / "last")) if training.init else ()
-        call("trainer/train.py", "--shards", str(work / "shards" / training.shards), "--out", str(run), "--seed", str(training.seed),
-             "--workers", "0", "--save-every", "200", "--check-every", "20", "--resume", *init, threads=threads)
+        call("trainer/train.py", "--shards", str(work / "shards" / training.shards), "--out", str(run), "--resume",
+             "--seed", str(training.seed), "--workers", "0", "--save-every", "200", "--check-every", "20", *init, threads=threads)
         (run / "done").touch()
     scores, folders = {}, {}
     for test, split in training.tests:
         report = work / "reports" / f"{training.name}-on-{test}"
         if not (report / "report.json").exists():
-            call("trainer/evaluate.py", "--shards", str(work / "shards" / test), "--split", split, "--checkpoint", str(run / "last"),
-                 "--limit", str(ANSWERS), "--max-new-tokens", "48", "--examples", str(reading_report.SHOWN), "--out", str(report), threads=threads)
+            call("trainer/evaluate.py", "--shards", str(work / "shards" / test), "--split", split, "--out", str(report),
+                 "--checkpoint", str(run / "last"), "--limit", str(ANSWERS), "--max-new-tokens", "48",
+                 "--examples", str(reading_report.SHOWN), threads=threads)
         scores[test], folders[test] = json.loads((report / "report.json").read_text())["all"], str(report)
     return {"name": training.name, "shards": training.shards, "seed": training.seed, "init": training.init, "scores": scores,
             "reports": folders, **reading_report.curve_of(run)}
@@ -117,7 +119,7 @@ def main() -> int:
     for group in (models, carried):
         jobs = min(arguments.jobs, len(group))
         with ThreadPoolExecutor(jobs) as pool:
-            entries += pool.map(lambda training: train(work, training, (os.cpu_count() or 1) // jobs), group)
+            entries += pool.map(partial(train, work, threads=max(1, (os.cpu_count() or 1) // jobs)), group)
     good = sum(entry["scores"]["strings"]["exact_match"] >= 0.9 and entry["scores"]["strings"]["blind_exact_match"] <= 0.02
                for entry in entries[:len(models)])
     if arguments.report:

@@ -28,7 +28,7 @@ def curve_of(run: Path) -> dict[str, Any]:
 
 def table(entries: list[dict[str, Any]]) -> str:
     """One line a model and test."""
-    lines = ["| model | seed | started from | test | answers | exact | blind exact | edit distance | blind | looked after | minutes |",
+    lines = ["| model | seed | started from | test | answers | exact | blind | edit distance | blind | looked after | minutes |",
              "|---|---|---|---|---|---|---|---|---|---|---|"]
     for entry in entries:
         looked = f"{entry['looked_at']:,} pictures" if entry["looked_at"] else "never"
