@@ -31,15 +31,19 @@ demo: install
     python trainer/plot.py runs/demo
     python trainer/evaluate.py --shards shards/demo --checkpoint runs/demo --limit 8 --examples 8 --max-new-tokens 96
 
-# lint, types and all quick tests
+# lint, types and all quick tests; what the time limit of a test cannot interrupt ends its process, with all stacks
 test: (install all_extras)
     ruff check .
     mypy
-    python -m pytest -n 2 --dist loadfile
+    python -m pytest -n 2 --dist loadfile -o faulthandler_timeout=1200 -o faulthandler_exit_on_timeout=true
 
 # the long fault and scale runs
 test-slow: (install all_extras)
     python -m pytest -m slow --timeout 3600
+
+# a model that reads pictures it has never seen: strings, then molecules carried over; under 30 minutes on two cores
+read *args: (install all_extras)
+    python -m benchmarks.reading {{args}}
 
 # side by side with peers: `just bench images`; the figures of record are in benchmarks/RESULTS.md
 bench name *args: (install all_extras)

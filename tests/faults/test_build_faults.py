@@ -66,7 +66,7 @@ def build_under_kills(recipe: Path, raw: Path, out: Path, kills: int, seed: int)
     """Run a build to its end while killing its parent or a worker `kills` times at random moments; returns kills that hit."""
     chance = random.Random(seed)
     hits = 0
-    deadline = time.monotonic() + 20 * kills + 60
+    deadline = time.monotonic() + 60 * kills + 120
     process = start(recipe, raw, out)
     begun = time.monotonic()
     while time.monotonic() < deadline:

@@ -65,10 +65,10 @@ def test_a_node_removed_hard_changes_nothing(cluster: Any, recipe: Path, tmp_pat
         cluster.remove_node(doomed, allow_graceful=False)
         removed.set()
 
-    thread = threading.Thread(target=remove)
+    thread = threading.Thread(target=remove, daemon=True)  # a build that ends too early must not keep it, and pytest, for ever
     thread.start()
     report = run_on_ray(plan, state, cluster)
-    thread.join()
+    thread.join(timeout=60)
     assert removed.is_set()
     assert report.manifest is not None
     lost = [line for line in (tmp_path / "out.build" / "log.jsonl").read_text().splitlines() if "task-lost" in line]
