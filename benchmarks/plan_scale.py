@@ -1,11 +1,12 @@
 """Plans all 185 FineVision subsets from a loopback hub: 9,491 files, 24.3 M rows in groups of 100. Time, memory, requests.
 
     python benchmarks/plan_scale.py [--runs 3]
+    python benchmarks/plan_scale.py --append       # and appends its section to benchmarks/RESULTS.md
 
 The hub is simulated in a process of its own: files of 0.477 GB that are zeros before a real footer. Each cold run starts
 `pipeline plan --json` with an empty footer cache; a warm one follows each. Memory is the peak of the resident sets of
-the command and its helpers together, sampled every 50 ms; seconds of CPU are theirs, without the server's. Takes about
-3 minutes on two idle cores.
+the command and its helpers together, sampled every 50 ms; seconds of CPU are theirs, without the server's. Takes two
+to four minutes on two cores.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import io
 import json
 import multiprocessing
 import os
+import platform
 import resource
 import statistics
 import subprocess
@@ -25,6 +27,7 @@ from typing import Any
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+import urllib3
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -32,6 +35,7 @@ from pipeline.recipe import FINEVISION
 from pipeline.subsets import shipped_table
 from tests.hub_server import Blob, HubServer, Repo, tail_blob
 
+RESULTS = Path(__file__).with_name("RESULTS.md")
 ROWS, FILE_SIZE, GROUP = 24_300_000, 477_000_000, 100
 
 
@@ -100,10 +104,26 @@ def run(recipe: Path, folder: Path, endpoint: str) -> tuple[float, float, float,
     return time.perf_counter() - start, cpu, peak / 1e6, json.loads((folder / "report.json").read_bytes())
 
 
+def section(runs: int, load: float, figures: dict[str, list[tuple[float, float, float, int, float]]], what: str) -> str:
+    """The text for RESULTS.md: medians of the cold and the warm runs."""
+    lines = ["## Planning all of FineVision from a loopback hub, medians", "",
+             f"`python benchmarks/plan_scale.py --runs {runs} --append`", "",
+             f"{what}; hub, command and its footer helpers share {os.cpu_count()} cores, load {load:.1f} at the start. Python "
+             f"{platform.python_version()}, pyarrow {pa.__version__}, urllib3 {urllib3.__version__}.", "",
+             "| footers | wall | slowest | CPU of the command | peak memory | requests | sent |", "|---|---|---|---|---|---|---|"]
+    for kind, rows in figures.items():
+        wall, cpu, peak, requests, sent = (statistics.median(column) for column in zip(*rows, strict=True))
+        lines.append(f"| {kind} | {wall:.1f} s | {max(row[0] for row in rows):.1f} s | {cpu:.1f} s | {peak:,.0f} MB | "
+                     f"{requests:,.0f} | {sent:,.0f} MB |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--runs", type=int, default=3)
-    runs = parser.parse_args().runs
+    parser.add_argument("--append", action="store_true", help="append the section to benchmarks/RESULTS.md")
+    args = parser.parse_args()
+    runs, load, what = args.runs, os.getloadavg()[0], ""
     here, there = multiprocessing.get_context("spawn").Pipe()
     server = multiprocessing.get_context("spawn").Process(target=serve, args=(there,), daemon=True)
     server.start()
@@ -124,14 +144,17 @@ def main() -> None:
                 requests, sent = here.recv()
                 figures[kind].append((seconds, cpu, peak, requests, sent / 1e6))
                 total = report["totals"]
+                what = (f"{len(report['sources'])} sets, {total['files']:,} files, {total['rows']:,} rows, "
+                        f"{total['blocks']:,} row groups")
                 print(f"{kind}: {seconds:.1f} s ({cpu:.1f} s of CPU), {peak:.0f} MB, {requests:,} requests, "
                       f"{sent / 1e6:,.0f} MB sent, {total['files']:,} files, {total['rows']:,} rows, "
                       f"{total['blocks']:,} blocks", flush=True)
     here.send("stop")
-    units = ("s", "s of CPU", "MB of memory", "requests", "MB sent")
-    for kind, rows in figures.items():
-        medians = [f"{statistics.median(column):,.1f} {unit}" for column, unit in zip(zip(*rows, strict=True), units, strict=True)]
-        print(f"median {kind}: " + ", ".join(medians))
+    text = section(runs, load, figures, what)
+    print(text)
+    if args.append:
+        with open(RESULTS, "a", encoding="utf-8") as file:
+            file.write("\n" + text)
 
 
 if __name__ == "__main__":
