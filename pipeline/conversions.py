@@ -42,7 +42,9 @@ def local_input(source: SourceSpec, recipe: Recipe, raw: Path) -> Path:
     for place in places:
         if place.exists():
             return place
-    raise RecipeError(f"[sources.{source.name}] path = {source.path!r}: there is no " + " nor ".join(map(str, places)))
+    absent = " nor ".join(map(str, places))
+    raise RecipeError(f"[sources.{source.name}] path = {source.path!r}: there is no {absent}. Put it there, name"
+                      f" another place with --set {source.name}.path=/FULL/PATH, or go on without it with --allow-missing")
 
 
 def named_files(source: SourceSpec, repo: str, revision: str, policy: Retry = DEFAULT) -> list[HubFile]:

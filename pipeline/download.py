@@ -17,9 +17,10 @@ from pipeline.conversions import converter_of, first_files, further_files, local
 from pipeline.convert import Converted, convert
 from pipeline.footers import FileRef, read_footers
 from pipeline.hub.api import HubFile, list_files, resolve_revision
+from pipeline.hub.client import endpoint
 from pipeline.hub.fetch import Outcome, Want, bring_all
 from pipeline.hub.record import Record, load_record
-from pipeline.hub.retry import DEFAULT, NotOnHub, Retry
+from pipeline.hub.retry import DEFAULT, HubError, NotOnHub, Retry
 from pipeline.known import save_known
 from pipeline.plan import Plan, make_plan, options_of, source_refs
 from pipeline.recipe import FINEVISION, Recipe, RecipeError, SourceSpec, load_recipe, nearest, shipped
@@ -38,12 +39,13 @@ class Watch:
 
 @dataclass(frozen=True, kw_only=True)
 class Fetched:
-    """What a run came to. `plan` is None when the recipe takes nothing from the hub."""
+    """What a run came to. `plan` is None when the recipe takes nothing from the hub; `left_out`: sources not there, and why."""
 
     plan: Plan | None = None
     outcomes: tuple[Outcome, ...] = ()
     converted: dict[str, Converted] = field(default_factory=dict)
     revisions: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
 
     def files(self, how: str) -> list[Outcome]:
@@ -92,18 +94,18 @@ def pin(raw: Path, repos: Sequence[str], update: bool, policy: Retry) -> dict[st
 
 
 def download(recipe: Recipe, *, raw: Path, connections: int = CONNECTIONS, snapshots: Sequence[Path] = (), workers: int = 1,
-             update: bool = False, policy: Retry = DEFAULT, watch: Watch = Watch()) -> Fetched:
+             update: bool = False, allow_missing: bool = False, policy: Retry = DEFAULT, watch: Watch = Watch()) -> Fetched:
     """Brings to `raw` every file that `recipe` takes and converts what is not parquet, with `workers` processes.
 
     Files that cannot be had are among the outcomes. Raises HubError when the hub cannot be asked at all, NoSpace (one
     of them) when the disk is too small, MissingSetsError when a set is not on the hub, RecipeError for a wrong name,
-    ValueError when a conversion's input cannot be read.
+    ValueError when a conversion's input cannot be read. With `allow_missing`, sources that are not there are left out.
     """
     start = time.monotonic()
-    local = {source.name: local_input(source, recipe, raw) for source in recipe.sources if source.path is not None}
-    records = pin(raw, sorted({repo for source in recipe.sources if (repo := origin_of(source))}), update, policy)
+    recipe, local, records, left_out = _prepare(recipe, raw, update, allow_missing, policy)
     parquet = tuple(source for source in recipe.sources if source.on_hub)
-    plan = _plan_parquet(replace(recipe, sources=parquet), raw, policy, watch) if parquet else None
+    plan = _plan_parquet(replace(recipe, sources=parquet), raw, allow_missing, policy, watch) if parquet else None
+    left_out |= {name: f"not on the hub {endpoint()}" for name in (plan.missing if plan else ())}
     wants = [_want(file.ref) for file in plan.files] if plan else []
     first: dict[str, list[HubFile]] = {}
     for source in recipe.sources:
@@ -138,10 +140,31 @@ def download(recipe: Recipe, *, raw: Path, connections: int = CONNECTIONS, snaps
             converted[source.name] = convert(converter_of(source), folder, raw / source.root, name=source.name,
                                              options=options_of(source), workers=workers)
     return Fetched(plan=plan, outcomes=tuple(outcomes), converted=converted, seconds=time.monotonic() - start,
-                   revisions={repo: record.revision for repo, record in records.items()})
+                   revisions={repo: record.revision for repo, record in records.items()}, left_out=left_out)
 
 
-def _plan_parquet(recipe: Recipe, raw: Path, policy: Retry, watch: Watch) -> Plan:
+def _prepare(recipe: Recipe, raw: Path, update: bool, allow_missing: bool,
+             policy: Retry) -> tuple[Recipe, dict[str, Path], dict[str, Record], dict[str, str]]:
+    """The recipe of what is there, its local inputs, the pinned repositories, and what is left out. Before a byte moves."""
+    local: dict[str, Path] = {}
+    records: dict[str, Record] = {}
+    left_out: dict[str, str] = {}
+    for source in recipe.sources:
+        try:
+            if source.path is not None:
+                local[source.name] = local_input(source, recipe, raw)
+            elif (repo := origin_of(source)) and repo not in records:
+                records |= pin(raw, [repo], update, policy)
+        except (RecipeError, NotOnHub) as error:
+            if not allow_missing:
+                raise
+            left_out[source.name] = str(error)
+    if len(left_out) == len(recipe.sources):
+        raise HubError("nothing to download: " + "; ".join(left_out.values()))
+    return replace(recipe, sources=tuple(s for s in recipe.sources if s.name not in left_out)), local, records, left_out
+
+
+def _plan_parquet(recipe: Recipe, raw: Path, allow_missing: bool, policy: Retry, watch: Watch) -> Plan:
     """Reads the footers of every file of the recipe's sets on the hub, keeps them below raw, and plans."""
     pins: dict[str, str] = {}
     listings = [source_refs(source, raw, "hub", pins) for source in recipe.sources]
@@ -152,7 +175,7 @@ def _plan_parquet(recipe: Recipe, raw: Path, policy: Retry, watch: Watch) -> Pla
         read = [next(footers) for _ in found]
         if found:
             save_known(raw, source.prefix, source.repo, revision, found, read)
-    return make_plan(recipe, raw=raw, origin="hub")
+    return make_plan(recipe, raw=raw, origin="hub", allow_missing=allow_missing)
 
 
 def _want(ref: FileRef) -> Want:

@@ -42,13 +42,17 @@ Origin = Literal["raw", "hub"]
 SKIP_REASONS = {"duplicate": "an earlier row has the same images and text",
                 "contaminated": "the sha256 of one of its images is on the decontamination list"}
 
+SHOWN = 5   # missing sets that a message tells one by one
+
 
 class MissingSetsError(ValueError):
     """Sources whose files are not there; `commands` are what makes them."""
 
     def __init__(self, missing: Mapping[str, str], commands: Sequence[str]) -> None:
-        super().__init__("missing: " + "; ".join(f"{name} ({why})" for name, why in missing.items())
-                         + "\nrun:\n  " + "\n  ".join(commands) + "\nor go on without them with --allow-missing")
+        lines = [f"  {name}: {why}" for name, why in list(missing.items())[:SHOWN]]
+        lines += [f"  and {len(missing) - SHOWN} more"] if len(missing) > SHOWN else []
+        super().__init__("\n".join(["missing:", *lines, "run:", *(f"  {command}" for command in commands),
+                                    "or go on without them with --allow-missing"]))
         self.missing, self.commands = dict(missing), list(commands)
 
 
@@ -202,7 +206,7 @@ def make_plan(recipe: Recipe, *, raw: Path, origin: Origin = "raw", tokenizer: T
             missing[source.name] = f"no {source.prefix}*.parquet " + ("on the hub" if origin == "hub" and source.on_hub
                                                                       else f"below {raw}")
     if missing and (not allow_missing or len(missing) == len(recipe.sources)):
-        raise MissingSetsError(missing, [make_command(recipe, source, raw) for source in recipe.sources if source.name in missing])
+        raise MissingSetsError(missing, _commands(recipe, missing, raw))
     footers = iter(read_footers([ref for found in refs for ref in found], progress=progress))
     files: list[PlanFile] = []
     sources: list[SourcePlan] = []
@@ -226,7 +230,7 @@ def make_plan(recipe: Recipe, *, raw: Path, origin: Origin = "raw", tokenizer: T
         taken.append(blocks)
         sources.append(_source_plan(recipe, source, revisions[index], available, blocks, dict(good)))
     if missing and not allow_missing:
-        raise MissingSetsError(missing, [make_command(recipe, source, raw) for source in recipe.sources if source.name in missing])
+        raise MissingSetsError(missing, _commands(recipe, missing, raw))
     used = sorted({block.file for blocks in taken for block in blocks})
     place = {old: new for new, old in enumerate(used)}
     taken = [[Block(b.source, place[b.file], b.group, b.first, b.start, b.stop, b.step) for b in blocks] for blocks in taken]
@@ -238,13 +242,25 @@ def make_plan(recipe: Recipe, *, raw: Path, origin: Origin = "raw", tokenizer: T
 
 def make_command(recipe: Recipe, source: SourceSpec, raw: Path) -> str:
     """The command that makes a source's files."""
-    where = "" if raw == Path("raw") else f" --raw {shlex.quote(str(raw))}"
     if source.repo.startswith("rendered/"):
-        count = f" --n {source.quota}" if source.quota else ""
-        return f"pipeline render-chem{count} --out {raw / source.repo}"
-    name = str(recipe.home / f"{recipe.name}.toml") if recipe.home else recipe.name
-    fraction = "" if recipe.fraction == 1 else f" --fraction {recipe.fraction:g}"
-    return f"pipeline download --recipe {shlex.quote(name)} --subset {shlex.quote(source.name)}{fraction}{where}"
+        count = ["--n", str(recipe.asked(source, source.quota))] if source.quota else []
+        return shlex.join(["pipeline", "render-chem", *count, "--out", str(raw / source.repo)])
+    return _download_command(recipe, [source], raw)
+
+
+def _download_command(recipe: Recipe, only: Sequence[SourceSpec], raw: Path) -> str:
+    words = ["pipeline", "download", *recipe.given, *(word for source in only for word in ("--subset", source.name))]
+    return shlex.join([*words, *([] if raw == Path("raw") else ["--raw", str(raw)])])
+
+
+def _commands(recipe: Recipe, missing: Mapping[str, str], raw: Path) -> list[str]:
+    """The commands that make what is missing: one download, and a rendering a set."""
+    rendered = [source for source in recipe.sources if source.repo.startswith("rendered/")]
+    fetched = [source for source in recipe.sources if source not in rendered]
+    wanted = [source for source in fetched if source.name in missing]
+    everything = len(wanted) == len(fetched) > SHOWN
+    return ([_download_command(recipe, [] if everything else wanted, raw)] if wanted else []) + [
+        make_command(recipe, source, raw) for source in rendered if source.name in missing]
 
 
 def _footer_identity(footer: FileFooter) -> str:

@@ -109,6 +109,7 @@ class Recipe:
     sources: tuple[SourceSpec, ...] = ()
     fraction: float = 1.0
     home: Path | None = None  # folder of a user's recipe file, from which its paths count
+    given: tuple[str, ...] = ()  # the words of a command line that name this recipe and its changes, for "run this" messages
 
     def mode_of(self, source: SourceSpec) -> str:
         """The image mode of a source."""
@@ -125,7 +126,7 @@ class Recipe:
         No path is part of it: the same build elsewhere is the same plan, which names tokenizer, files and skipped rows by hash.
         """
         values = dataclasses.asdict(self)
-        for key in ("home", "tokenizer", "decontaminate"):
+        for key in ("home", "given", "tokenizer", "decontaminate"):
             del values[key]
         for source in values["sources"]:
             del source["path"]
@@ -161,7 +162,10 @@ def load_recipe(name: str, *, overrides: Sequence[str] = (), subsets: Sequence[s
         _choice("--mode", mode, list(MODES))
         recipe = dataclasses.replace(recipe, mode=mode, sources=tuple(
             dataclasses.replace(source, mode=None) for source in recipe.sources))
-    changes: dict[str, Any] = {"fraction": fraction}
+    given = ["--recipe", name, *(word for override in overrides for word in ("--set", override))]
+    given += ["--fraction", str(fraction)] if fraction != 1 else []
+    given += ["--seed", str(seed)] if seed is not None else []
+    changes: dict[str, Any] = {"fraction": fraction, "given": tuple(given)}
     if seed is not None:
         changes["seed"] = seed
     if tokenizer is not None:
@@ -217,7 +221,7 @@ def _apply(table: dict[str, Any], override: str) -> None:
 
 
 def _parse(table: dict[str, Any], name: str, home: Path | None) -> Recipe:
-    known = {f.name for f in dataclasses.fields(Recipe)} - {"sources", "train", "fraction", "home"}
+    known = {f.name for f in dataclasses.fields(Recipe)} - {"sources", "train", "fraction", "home", "given"}
     values: dict[str, Any] = {"name": name}
     for key, value in table.items():
         if key in ("sources", "train"):
@@ -239,7 +243,9 @@ def _parse(table: dict[str, Any], name: str, home: Path | None) -> Recipe:
         if key not in TRAIN_KEYS:
             raise RecipeError(f"unknown key {key!r} in [train]{nearest(key, list(TRAIN_KEYS))}")
         if not isinstance(value, TRAIN_KEYS[key]) or isinstance(value, bool):
-            raise RecipeError(f"[train] {key} = {value!r} is not of type {TRAIN_KEYS[key]}")
+            wanted = TRAIN_KEYS[key]
+            name = wanted.__name__ if isinstance(wanted, type) else "float"
+            raise RecipeError(f"[train] {key} = {value!r} must be of type {name}")
     sources = table.get("sources", {})
     if not sources:
         raise RecipeError("the recipe has no [sources.NAME] table, so there is nothing to build")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from pipeline.cli import COMMANDS, cli
 
@@ -52,3 +53,8 @@ def test_readme_names_files_that_exist() -> None:
     text = (ROOT / "README.md").read_text().replace("\\_", "_")
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         assert (ROOT / target).exists(), target
+
+
+def test_a_wrong_command_is_answered_with_the_nearest() -> None:
+    done = CliRunner().invoke(cli, ["biuld-shards"])
+    assert done.exit_code == 2 and "did you mean 'build-shards'?" in done.stderr

@@ -5,6 +5,7 @@ commands end with one line of JSON on standard output. Exit codes: 0 done, 1 bad
 usage, 130 interrupted.
 """
 
+import difflib
 import importlib
 import sys
 
@@ -36,7 +37,8 @@ class LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
-            return None
+            close = difflib.get_close_matches(cmd_name, COMMANDS, n=2)
+            ctx.fail(f"no command {cmd_name!r}" + (f"; did you mean {' or '.join(map(repr, close))}?" if close else ""))
         module = importlib.import_module(f"pipeline.cli.{COMMANDS[cmd_name][0]}")
         command: click.Command = module.command
         return command
@@ -46,10 +48,16 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="nano-deepseek-ocr")
 def cli() -> None:
-    """Build training shards for OCR vision-language models: plan, download, render, tokenize, pack, verify."""
+    """Build training shards for OCR vision-language models: plan, download, render, tokenize, pack, verify.
+
+    \b
+    Example:
+      pipeline plan --recipe stage1
+      pipeline build-shards --recipe stage1 --fraction 0.01 --from hub
+    """
 
 
 def main() -> None:

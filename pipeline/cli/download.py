@@ -42,16 +42,17 @@ class Bar:
 
 
 def again(recipe: str | None, raw: Path, subsets: tuple[str, ...], overrides: tuple[str, ...], fraction: float,
-          seed: int | None, snapshots: tuple[Path, ...]) -> str:
+          seed: int | None, snapshots: tuple[Path, ...], allow_missing: bool) -> str:
     """The command that goes on where this one stopped."""
     words = ["pipeline", "download"]
     words += ["--recipe", recipe] if recipe else []
     words += [] if raw == Path("raw") else ["--raw", str(raw)]
     words += [word for name in subsets for word in ("--subset", name)]
     words += [word for change in overrides for word in ("--set", change)]
-    words += [] if fraction == 1 else ["--fraction", f"{fraction:g}"]
+    words += [] if fraction == 1 else ["--fraction", str(fraction)]
     words += [] if seed is None else ["--seed", str(seed)]
     words += [word for folder in snapshots for word in ("--snapshot", str(folder))]
+    words += ["--allow-missing"] if allow_missing else []
     return shlex.join(words)
 
 
@@ -62,7 +63,8 @@ def summary(recipe: Recipe, raw: Path, fetched: Fetched) -> dict[str, Any]:
     failed = [{"file": f"{o.want.repo}/{o.want.file.path}", "error": o.error} for o in fetched.files("failed")]
     return {"command": "download", "recipe": recipe.name, "raw": str(raw), "files": len(fetched.outcomes), **counts, **sizes,
             "seconds": round(fetched.seconds, 1), "revisions": fetched.revisions,
-            "converted": {name: asdict(done) for name, done in fetched.converted.items()}, "errors": failed}
+            "converted": {name: asdict(done) for name, done in fetched.converted.items()}, "errors": failed,
+            "left_out": fetched.left_out}
 
 
 @click.command("download")
@@ -77,8 +79,9 @@ def summary(recipe: Recipe, raw: Path, fetched: Fetched) -> dict[str, Any]:
 @click.option("--snapshot", "snapshots", multiple=True, type=click.Path(path_type=Path, exists=True, file_okay=False),
               help="A folder that already holds files of these sets (repeatable); what is there and whole is not fetched.")
 @click.option("--update", is_flag=True, help="Take the newest revision instead of the one pinned by the first run.")
-def command(recipe: str | None, raw: Path, subsets: tuple[str, ...], seed: int | None, fraction: float,
-            overrides: tuple[str, ...], workers: int, connections: int, snapshots: tuple[Path, ...], update: bool) -> None:
+@click.option("--allow-missing", is_flag=True, help="Go on without sources that are neither on the hub nor on disk.")
+def command(recipe: str | None, raw: Path, subsets: tuple[str, ...], seed: int | None, fraction: float, overrides: tuple[str, ...],
+            workers: int, connections: int, snapshots: tuple[Path, ...], update: bool, allow_missing: bool) -> None:
     """Fetch the files that a recipe, or whole subsets by name, take from the hub; goes on where an earlier run stopped.
 
     \b
@@ -99,11 +102,12 @@ def command(recipe: str | None, raw: Path, subsets: tuple[str, ...], seed: int |
         bar = Bar()
         try:
             fetched = download(loaded, raw=raw, connections=connections, snapshots=snapshots, update=update,
-                               workers=workers or os.cpu_count() or 1, watch=Watch(stage=bar.stage, step=bar.step))
+                               allow_missing=allow_missing, workers=workers or os.cpu_count() or 1,
+                               watch=Watch(stage=bar.stage, step=bar.step))
         except MissingSetsError as error:
             raise click.ClickException("the hub does not have " + "; ".join(
                 f"{name} ({why})" for name, why in error.missing.items())
-                + ". --update takes the newest revision, HF_ENDPOINT another hub") from None
+                + ". --update takes the newest revision, HF_ENDPOINT another hub, --allow-missing goes on without") from None
         except ValueError as error:     # what a conversion cannot read
             if isinstance(error, RecipeError):
                 raise
@@ -113,6 +117,8 @@ def command(recipe: str | None, raw: Path, subsets: tuple[str, ...], seed: int |
     for source in loaded.sources:
         if source.repo.startswith("rendered/") and not (raw / source.repo).is_dir():
             click.echo(f"{source.name} is rendered, not fetched: {make_command(loaded, source, raw)}", err=True)
+    for name, why in fetched.left_out.items():
+        click.echo(f"left out: {name}: {why}", err=True)
     click.echo(json.dumps(summary(loaded, raw, fetched)))
     failed = fetched.files("failed")
     for outcome in failed[:SHOWN]:
@@ -120,4 +126,4 @@ def command(recipe: str | None, raw: Path, subsets: tuple[str, ...], seed: int |
     if failed:
         more = f" ({len(failed) - SHOWN} more in the JSON line)" if len(failed) > SHOWN else ""
         raise click.ClickException(f"{len(failed)} of {len(fetched.outcomes)} files could not be had{more}. Go on with:\n  "
-                                   + again(recipe, raw, subsets, overrides, fraction, seed, snapshots))
+                                   + again(recipe, raw, subsets, overrides, fraction, seed, snapshots, allow_missing))

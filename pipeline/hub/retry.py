@@ -20,6 +20,10 @@ from typing import TypeVar
 
 log = logging.getLogger("pipeline.hub")
 
+WONDERED, TOLD_EVERY = 2.0, 10.0    # seconds
+_told = -TOLD_EVERY
+_lock = threading.Lock()
+
 RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
 
 T = TypeVar("T")
@@ -104,8 +108,18 @@ def wait_or_raise(error: TransientError, failures: int, what: str, policy: Retry
     delay = policy.delay(failures, error.wait, what)
     if delay > policy.longest_wish:
         raise HubError(f"{what}: {error}; the server asks to wait {delay:.0f} s: try again later") from error
-    log.info("%s: %s; try %d of %d in %.1f s", what, error, failures + 1, policy.tries, delay)
+    log.log(_level(delay), "%s: %s; try %d of %d in %.1f s", what, error, failures + 1, policy.tries, delay)
     pause(delay, cancel)
+
+
+def _level(delay: float) -> int:
+    """WARNING, which reaches the user, for a wait that one would wonder about, at most once in TOLD_EVERY seconds."""
+    global _told
+    with _lock:
+        if delay < WONDERED or time.monotonic() < _told + TOLD_EVERY:
+            return logging.INFO
+        _told = time.monotonic()
+        return logging.WARNING
 
 
 def call(fn: Callable[[], T], *, what: str, policy: Retry = DEFAULT, cancel: threading.Event | None = None) -> T:

@@ -1,13 +1,14 @@
 """Revisions, listings, tokens and waits, against a hub that pages and fails."""
 
+import logging
 import time
 from email.utils import formatdate
 from pathlib import Path
 
 import pytest
 
-from pipeline.hub import api, client
-from pipeline.hub.retry import DEFAULT, HubError, Retry, wished_wait
+from pipeline.hub import api, client, retry
+from pipeline.hub.retry import DEFAULT, HubError, Retry, TransientError, wished_wait
 from tests.hub.conftest import QUICK, REPO
 from tests.hub_server import Fault, HubServer, file_blob, script
 
@@ -106,7 +107,7 @@ def test_an_endpoint_that_is_no_address(endpoint: str, monkeypatch: pytest.Monke
 
 def test_a_hub_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
-    with pytest.raises(HubError, match=r"refused.*\(6 tries\)"):
+    with pytest.raises(HubError, match=r"cannot connect to 127.0.0.1:1 \(Connection refused\) \(6 tries\)"):
         api.resolve_revision(REPO, policy=QUICK)
 
 
@@ -138,3 +139,13 @@ def test_waits() -> None:
     assert all(0.25 <= delay <= 60 for delay in delays)
     assert delays == [Retry().delay(n, None, "x") for n in range(1, 12)], "the same request waits the same"
     assert 150 < sum(DEFAULT.delay(n, None, "x") for n in range(1, DEFAULT.tries)) < 400, "about 5 minutes"
+
+
+def test_long_waits_are_told_now_and_then(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "_told", -retry.TOLD_EVERY)
+    monkeypatch.setattr(retry, "pause", lambda seconds, cancel: None)
+    policy = Retry(tries=9)
+    for failures in range(1, 9):
+        retry.wait_or_raise(TransientError("cannot connect to x (refused)"), failures, "list", policy)
+    told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(told) == 1 and told[0].startswith("list: cannot connect to x (refused); try ")

@@ -80,3 +80,19 @@ def test_a_missing_local_path_is_named(hub: HubServer, tmp_path: Path) -> None:
     done = run("download", "--recipe", str(tmp_path / "r.toml"), "--raw", str(tmp_path / "raw"))
     assert done.exit_code == 2
     assert "no/such.jsonl" in done.stderr
+
+
+def test_a_recipe_goes_on_without_what_is_not_there(hub: HubServer, tmp_path: Path) -> None:
+    """A local file that nobody made and a set that this hub lacks are left out by name, if the user says so."""
+    (tmp_path / "r.toml").write_text('name = "r"\n[sources.mine]\nkind = "jsonl"\npath = "no/such.jsonl"\n[sources.docs]\n'
+                                     '[sources.other]\nrepo = "someone/other"\n')
+    common = ["--recipe", str(tmp_path / "r.toml"), "--raw", str(tmp_path / "raw")]
+    assert run("download", *common).exit_code == 2
+    done = run("download", *common, "--allow-missing")
+    assert done.exit_code == 0, done.output
+    last = json.loads(done.stdout.strip().splitlines()[-1])
+    assert set(last["left_out"]) == {"mine", "other"} and last["failed"] == 0
+    assert list((tmp_path / "raw").rglob("docs/train-*.parquet"))
+    assert "left out: mine" in done.stderr and "left out: other" in done.stderr
+    nothing = run("download", *common, "--subset", "mine", "--subset", "other", "--allow-missing")
+    assert nothing.exit_code == 1 and "nothing to download" in nothing.stderr

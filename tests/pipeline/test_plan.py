@@ -1,5 +1,6 @@
 """Plans: every selected row exactly once, dealt evenly, the same plan from disk and from the hub, errors that say what to run."""
 
+import shlex
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,3 +166,17 @@ def test_a_bad_file_is_named_and_the_rest_planned(tmp_path: Path) -> None:
     whole = plan.id
     paths[1].write_bytes(b"other rubbish")
     assert plan_of(recipe, tmp_path / "raw").id != whole
+
+
+def test_the_commands_of_missing_sets_are_few_and_exact(tmp_path: Path) -> None:
+    """One download for all, with the recipe's path and changes; as many molecules as the fraction takes."""
+    tables = "".join(f"[sources.set{at}]\nrepo = \"me/set\"\n" for at in range(7))
+    path = tmp_path / "my file.toml"
+    path.write_text(f'name = "other"\n{tables}[sources.chem]\nrepo = "rendered/chem"\nquota = 1000\n')
+    recipe = load_recipe(str(path), fraction=1 / 3, seed=4, overrides=["set1.quota=5"])
+    with pytest.raises(MissingSetsError) as caught:
+        make_plan(recipe, raw=tmp_path / "raw")
+    fetch, render = caught.value.commands
+    assert shlex.split(fetch) == ["pipeline", "download", "--recipe", str(path), "--set", "set1.quota=5", "--fraction", str(1 / 3),
+                                  "--seed", "4", "--raw", str(tmp_path / "raw")]
+    assert "--n 334" in render and "and 3 more" in str(caught.value)
