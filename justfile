@@ -48,3 +48,7 @@ read *args: (install all_extras)
 # side by side with peers: `just bench images`; the figures of record are in benchmarks/RESULTS.md
 bench name *args: (install all_extras)
     python -m benchmarks.{{name}} {{args}}
+
+# which data is better: the same model on two recipes or more, for the same target tokens, on one validation set
+ablate *args: install
+    python -m benchmarks.ablate {{args}}
