@@ -18,6 +18,7 @@ one build more than recipes (the union's training rows are built, though only it
 """
 
 import argparse
+import contextlib
 import functools
 import hashlib
 import json
@@ -63,8 +64,8 @@ def call(*command: str, threads: int | None = None, log: Path | None = None) -> 
     program = [sys.executable, *command] if command[0] == "-m" or command[0].endswith(".py") else [
         str(Path(sys.executable).with_name(command[0])), *command[1:]]
     env = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
-    with open(log or os.devnull, "a") as sink:
-        done = subprocess.run(program, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=sink if log else None, text=True)
+    with open(log, "a") if log else contextlib.nullcontext() as sink:
+        done = subprocess.run(program, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=sink, text=True)
     if done.returncode:
         raise ValueError(f"{command[0]} ended with {done.returncode}" + (f": {log.read_text()[-1500:]}" if log else ""))
     return done.stdout

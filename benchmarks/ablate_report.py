@@ -116,6 +116,9 @@ def section(name: str, about: Mapping[str, Any], runs: Sequence[Run], plot: str)
         if body := measure_rows(measure, recipes, sources, runs):
             heads = ["source", *(part for recipe in recipes for part in (recipe, "blind")), "best"]
             lines += ["", f"### {name}: {measure.title}", "", measure.note, "", *table(heads, body)]
+    silent = [source for source in sources if not any("answers" in run.by_source[source] for run in runs)]
+    if silent:
+        lines += ["", f"No text was asked for of {', '.join(silent)}: its answers use tools, or the sequence length cut them."]
     return "\n".join(lines) + "\n"
 
 
