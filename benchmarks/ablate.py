@@ -142,6 +142,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "max_new_tokens": arguments.max_new_tokens, "mode": reads[0].recipe.mode, "tokenizer_ids": json.loads(
             (shared.folder / "manifest.json").read_text())["vocab_size"],
         "recipes": {built.name: {"rows": built.rows, "targets_a_pass": built.targets, "batch_rows": built.batch_rows,
+                                 "description": read.recipe.description,
                                  "sources": [source.name for source in read.recipe.sources]}
                     for built, read in zip(builds, reads)}}
     written = write_report(arguments.doc or arguments.work / "ablation.md", arguments.name, about, runs)

@@ -101,16 +101,18 @@ def section(name: str, about: Mapping[str, Any], runs: Sequence[Run], plot: str)
     lines = [f"## {name}: {', '.join(recipes)}", "", f"    {about['command']}", "",
              f"Model {about['model']}, mode {about['mode']}, {about['tokenizer_ids']} token ids, loss on {about['loss']}; "
              f"{about['targets']:,} target tokens asked for, {about['seeds']} seeds. Texts: up to {about['limit']} a source, "
-             f"{about['max_new_tokens']} tokens at most. {about['machine']}.", ""]
+             f"{about['max_new_tokens']} tokens at most. {about['machine']}.", "",
+             *(f"- {recipe}: {about['recipes'][recipe]['description'] or 'no description'} "
+               f"({', '.join(about['recipes'][recipe]['sources'])})" for recipe in recipes), ""]
     rows = []
     for recipe in recipes:
         own = [run for run in runs if run.recipe == recipe]
         low, high = min(run.targets for run in own), max(run.targets for run in own)
-        rows.append([recipe, ", ".join(about["recipes"][recipe]["sources"]), f"{about['recipes'][recipe]['targets_a_pass']:,}",
+        rows.append([recipe, f"{about['recipes'][recipe]['targets_a_pass']:,}",
                      "-".join(str(steps) for steps in sorted({run.steps for run in own})), f"{low:,}" if low == high else
                      f"{low:,}-{high:,}", f"{statistics.fmean(run.samples for run in own):,.0f}",
                      f"{statistics.fmean(run.passes for run in own):.2f}", f"{statistics.fmean(run.seconds for run in own):.0f}"])
-    lines += table(["recipe", "sources", "targets a pass", "steps", "targets trained on", "samples", "passes", "seconds"], rows)
+    lines += table(["recipe", "targets a pass", "steps", "targets trained on", "samples", "passes", "seconds"], rows)
     lines += ["", f"![{name}: scores by source]({plot})"]
     for measure in MEASURES:
         if body := measure_rows(measure, recipes, sources, runs):

@@ -167,7 +167,8 @@ def test_best_needs_every_seed(tmp_path: Path) -> None:
 
 def test_a_section_replaces_itself_alone(tmp_path: Path) -> None:
     about = {"command": "just ablate", "targets": 30, "seeds": 2, "model": "micro", "loss": "all", "limit": 2, "max_new_tokens": 4,
-             "mode": "micro", "tokenizer_ids": 512, "recipes": {name: {"targets_a_pass": 20, "sources": ["s"]} for name in "ab"}}
+             "mode": "micro", "tokenizer_ids": 512,
+             "recipes": {name: {"targets_a_pass": 20, "description": "", "sources": ["s"]} for name in "ab"}}
     doc = tmp_path / "ablation.md"
     ablate_report.write_report(doc, "one", about, runs(a=[1.0, 2.0], b=[2.5, 3.5]))
     first = doc.read_text()
