@@ -128,7 +128,6 @@ def made_files(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-@pytest.mark.timeout(600)
 def test_the_command_trains_alike_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     raw = make_raw(tmp_path / "raw")
     paths = [recipe(tmp_path, "a", WORDS), recipe(tmp_path, "b", WORDS + TALK)]
