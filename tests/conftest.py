@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 # Two test processes share the cores with what they start. Threads of torch that wait for each other by spinning make a step of
-# a tiny model take minutes then (seen: 900 s on two cores at a load of 17); one thread each never does. Set before torch is imported.
+# a tiny model take minutes then (seen: 900 s on two cores at a load of 17); one thread each never does. Set before torch is
+# imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A suite started in the background of a shell inherits "ignore Ctrl-C", and hands it on to every command it starts.

@@ -195,7 +195,8 @@ def teds(prediction: str, reference: str) -> float | None:
         return None
     if not found or _nodes(found) > 2 * MAX_NODES:
         return 0.0
-    return 1 - tree_distance(tree_of(found), tree_of(wanted)) / max(size, _nodes(found))
+    # Trees that share no shape can be further apart than the larger has nodes: one of rows without cells, say.
+    return max(0.0, 1 - tree_distance(tree_of(found), tree_of(wanted)) / max(size, _nodes(found)))
 
 
 def _nodes(table: Table) -> int:

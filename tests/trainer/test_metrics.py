@@ -115,6 +115,7 @@ def test_teds() -> None:
     assert teds("<otsl><ched>Year & sum<lcel><nl><fcel>1<fcel>2 3<nl></otsl>", HTML) == 1.0
     assert teds("no table", HTML) == 0.0
     assert teds(HTML, "no table") is None
+    assert teds("<fcel>" * 8, "".join(f"<fcel>{cell}<nl>" for cell in "abcd")) == 0.0  # unclamped: below 0
     one, two = (f"<table><tr><td>{text}</td></tr></table>" for text in ("abcd", "abxx"))
     assert teds(one, two) == 1 - 0.5 / 3
     assert teds("<table><tr><td>a</td><td>b</td></tr></table>", "<table><tr><td>a</td></tr></table>") == 1 - 1 / 4
