@@ -1,8 +1,10 @@
-"""Cost of a rendered molecule, side by side in one run: RDKit's own way, the floor, render-chem's presets, two workers.
+"""Cost of a rendered molecule, side by side in one run: RDKit's own way, the floor, the presets, peers, two workers.
 
-    python benchmarks/render_chem.py                       # prints a markdown block, about 5 minutes on quiet cores
+    python benchmarks/render_chem.py                       # prints a markdown block, about 10 minutes on quiet cores
     python benchmarks/render_chem.py --append              # and appends it to benchmarks/RESULTS.md
-    python benchmarks/render_chem.py --set raw/rendered/chem --log run.json    # the figures of a finished large run
+    python benchmarks/render_chem.py --no-peers            # without RanDepict and Indigo (see render_chem_peers.py)
+
+One large run with its memory over time: render_chem_scale.py.
 
 Every lane is a process of its own; lanes take turns (A B C A B C ...) and the medians of their rounds are compared.
 Processor time is what is compared, so that a busy machine changes little; wall time decides only the last table.
@@ -10,6 +12,8 @@ Processor time is what is compared, so that a busy machine changes little; wall 
     naive     MolToImage(size=(1024, 1024)).save(..., "PNG")
     floor     parse, canonical SMILES, coordinates, draw; no pixels are read, nothing is encoded
     plain ... what a worker does for a row of that preset: parse, canonical SMILES, parse that, draw, encode, target
+    Indigo    loadMolecule, layout, renderToBuffer as PNG at the same size, black and white
+    RanDepict its random depictions at 299x299 without augmentation, beside `diverse` at 299
 """
 
 import argparse
@@ -18,6 +22,7 @@ import json
 import os
 import platform
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -27,11 +32,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from render_chem_peers import PACKAGES, WARM_UP, make_environment, run_peer  # noqa: E402
+
 SHARED = ROOT / ".." / "shared" / "data" / "smiles"
 INPUTS = {"ChEMBL": SHARED / "chembl_15k.csv", "PubChem": SHARED / "pubchem_50k.smi.gz"}
 SAMPLE = ROOT / "pipeline" / "data" / "molecules.tsv.gz"
 PRESETS = ("plain", "diverse", "patent")
+PEER_SIDE = 299  # RanDepict's own default
 
 
 def read_molecules(path: Path, count: int) -> list[str]:
@@ -126,39 +136,62 @@ def compare(path: Path, count: int, size: int, rounds: int) -> dict[str, dict[st
     return {lane: {key: statistics.median(run[key] for run in runs) for key in ("ms", "bytes")} for lane, runs in seen.items()}
 
 
-def scaling(path: Path, count: int, size: int, rounds: int) -> dict[str, float]:
-    """Rows a second of whole runs with one and with two workers, in turns, starting and choosing included."""
-    rates: dict[int, list[float]] = {1: [], 2: []}
-    memory = cpu = 0.0
+def time_run(path: Path, count: int, size: int, workers: int, folder: Path) -> tuple[float, float, float]:
+    """A whole render-chem run, plain: (seconds, seconds of processor time, peak MB of a worker)."""
+    out = folder / f"{count}-{workers}" / "chem"
+    command = [sys.executable, "-c", "from pipeline.cli import main; main()", "render-chem", "--smiles", str(path),
+               "--n", str(count), "--size", str(size), "--style", "plain", "--workers", str(workers), "--out", str(out)]
+    before, start = os.times(), time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    seconds, after = time.perf_counter() - start, os.times()
+    shutil.rmtree(out)
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return seconds, cpu, json.loads(done.stdout.splitlines()[-1])["peak_worker_mb"]
+
+
+def scaling(path: Path, count: int, size: int, rounds: int) -> str:
+    """Rows a second with one and with two workers, in turns: of whole runs, and of the rows beyond the first sixth alone."""
+    few = count // 6
+    seen: dict[tuple[int, int], list[tuple[float, float, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(rounds):
             for workers in (1, 2):
-                out = Path(folder) / f"{number}-{workers}" / "chem"
-                command = [sys.executable, "-c", "from pipeline.cli import main; main()", "render-chem", "--smiles", str(path),
-                           "--n", str(count), "--size", str(size), "--style", "plain", "--workers", str(workers), "--out", str(out)]
-                before, start = os.times(), time.perf_counter()
-                done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-                rates[workers].append(count / (time.perf_counter() - start))
-                after = os.times()
-                cpu = (after.children_user + after.children_system - before.children_user - before.children_system) / count
-                memory = max(memory, json.loads(done.stdout.splitlines()[-1])["peak_worker_mb"])
-    one, two = (statistics.median(rates[workers]) for workers in (1, 2))
-    return {"one": one, "two": two, "ratio": two / one, "peak_worker_mb": memory, "cpu_ms": cpu * 1e3}
+                for rows in (few, count):
+                    seen.setdefault((workers, rows), []).append(time_run(path, rows, size, workers, Path(folder)))
+            print(f"scaling round {number + 1} of {rounds}", file=sys.stderr)
+    median = {key: [statistics.median(column) for column in zip(*runs, strict=True)] for key, runs in seen.items()}
+    whole = [count / median[workers, count][0] for workers in (1, 2)]
+    further = [(count - few) / (median[workers, count][0] - median[workers, few][0]) for workers in (1, 2)]
+    cpu = (median[2, count][1] - median[2, few][1]) / (count - few) * 1e3
+    return (
+        f"Whole `render-chem` runs of {count:,} rows, plain, start and choosing included: {whole[0]:.0f} rows/s with one worker, "
+        f"{whole[1]:.0f} with two ({whole[1] / whole[0]:.2f}x). Without the start, from the difference to runs of {few:,} rows: "
+        f"{further[0]:.0f} and {further[1]:.0f} rows/s ({further[1] / further[0]:.2f}x), {cpu:.2f} ms of processor time a row, the "
+        f"parent's included. Peak worker {max(run[2] for runs in seen.values() for run in runs):.0f} MB.")
 
 
-def randepict(python: str, path: Path, count: int) -> tuple[float, float]:
-    """Milliseconds of processor time a picture at 299x299: (RanDepict, render-chem diverse)."""
-    script = (
-        "import sys, time, json\nfrom RanDepict import RandomDepictor\n"
-        "smiles = json.load(sys.stdin)\n"
-        "with RandomDepictor(seed=1) as depictor:\n"
-        "    depictor(smiles[0])\n    start = time.process_time()\n"
-        "    for text in smiles: depictor(text, shape=(299, 299))\n"
-        "    print(json.dumps((time.process_time() - start) / len(smiles) * 1e3))\n"
-    )
-    molecules = json.dumps(read_molecules(path, count))
-    done = subprocess.run([python, "-c", script], input=molecules, capture_output=True, text=True, check=True)
-    return float(done.stdout.splitlines()[-1]), lane_process("diverse", path, max(count, 400), 299)["ms"]
+def peers(path: Path, args: argparse.Namespace, naive: float, plain: float) -> list[str]:
+    """Indigo and RanDepict in turns with render-chem, or why they are not there."""
+    try:
+        python = make_environment()
+        smiles = read_molecules(path, args.peer_count + WARM_UP)
+        seen: dict[str, list[dict[str, float]]] = {"Indigo": [], "RanDepict": [], "diverse": []}
+        for _ in range(args.rounds):
+            seen["Indigo"].append(run_peer("Indigo", python, smiles, args.size))
+            seen["RanDepict"].append(run_peer("RanDepict", python, smiles, PEER_SIDE))
+            seen["diverse"].append(lane_process("diverse", path, args.count, PEER_SIDE))
+    except (RuntimeError, subprocess.CalledProcessError) as error:
+        return ["", f"RanDepict and Indigo: not measured ({str(error)[-300:]})."]
+    indigo, theirs, ours = (statistics.median(run["ms"] for run in runs) for runs in seen.values())
+    failed = {lane: seen[lane][0]["failed"] for lane in ("Indigo", "RanDepict")}
+    return [
+        "", f"| peers, {args.peer_count} molecules | ms a picture drawn | could not draw | render-chem's | times |",
+        "| --- | --- | --- | --- | --- |",
+        f"| Indigo at {args.size}x{args.size} (naive RDKit {naive:.1f}) | {indigo:.1f} | {failed['Indigo']} | plain {plain:.2f} | "
+        f"{indigo / plain:.1f} |",
+        f"| RanDepict at {PEER_SIDE}x{PEER_SIDE} | {theirs:.1f} | {failed['RanDepict']} | diverse {ours:.2f} | "
+        f"{theirs / ours:.1f} |",
+        "", f"Peers: {', '.join(PACKAGES)}, Java as installed."]
 
 
 def report(args: argparse.Namespace) -> str:
@@ -179,55 +212,31 @@ def report(args: argparse.Namespace) -> str:
             lines.append(
                 f"| {name} | {lane} | {median['ms']:.2f} | {lanes['naive']['ms'] / median['ms']:.1f} | "
                 f"{median['ms'] / lanes['floor']['ms']:.2f} | {median['bytes']:,.0f} |")
+        if name == next(iter(inputs)):
+            naive, plain = lanes["naive"]["ms"], lanes["plain"]["ms"]
     first = next(iter(inputs.values()))
-    scale = scaling(first, args.scale_count, args.size, args.rounds)
-    lines += [
-        "", f"Whole `render-chem` runs of {args.scale_count:,} rows, plain, start and choosing included: {scale['one']:.0f} "
-        f"rows/s with one worker, {scale['two']:.0f} with two ({scale['ratio']:.2f}x); {scale['cpu_ms']:.2f} ms of processor "
-        f"time a row, parent included; peak worker {scale['peak_worker_mb']:.0f} MB.",
-    ]
-    if args.randepict:
-        theirs, ours = randepict(args.randepict, first, args.count // 10)
-        lines += ["", f"RanDepict at 299x299: {theirs:.1f} ms a picture; render-chem `diverse` at the same size {ours:.2f} ms "
-                      f"({theirs / ours:.1f}x)."]
+    if args.peers:
+        lines += peers(first, args, naive, plain)
+    lines += ["", scaling(first, args.scale_count, args.size, args.rounds)]
     return "\n".join(lines) + "\n"
-
-
-def report_set(folder: Path, log: Path) -> str:
-    """The block of a finished large run: its manifest and the JSON line that the command ended with."""
-    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
-    summary = json.loads(log.read_text("utf-8").splitlines()[-1])
-    totals = manifest["totals"]
-    rate = summary["rows"] / summary["seconds"]
-    rejects = ", ".join(f"{reason} {count:,}" for reason, count in manifest["rejects"].items())
-    job = manifest["identity"]["job"]
-    return "\n".join([
-        "### render-chem, one large run", "",
-        f"{totals['rows']:,} rows of {totals['molecules']:,} molecules, style `{job['style']['name']}`, size {job['size']}, "
-        f"from {totals['lines']:,} lines; {summary['seconds']:,.0f} s, {rate:.0f} rows/s, so {5e6 / rate / 3600:.1f} hours for "
-        f"5 M on this machine under this load; peak worker {summary['peak_worker_mb']} MB; {totals['bytes']:,} bytes "
-        f"({totals['image_bytes'] / max(1, totals['rows']):,.0f} a picture); "
-        f"worker restarts {summary['worker_restarts']}.", "",
-        f"Left out: {rejects}.", ""])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=800, help="molecules a lane and round (an eighth for the naive one)")
+    parser.add_argument("--count", type=int, default=1000, help="molecules a lane and round (an eighth for the naive one)")
     parser.add_argument("--scale-count", type=int, default=6000, help="rows of the runs with one and two workers")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peer-count", type=int, default=60, help="molecules of a peer's turn")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--size", type=int, default=1024)
-    parser.add_argument("--randepict", default="", metavar="PYTHON", help="interpreter of an environment with RanDepict")
+    parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True, help="RanDepict and Indigo")
     parser.add_argument("--append", action="store_true", help="append the block to benchmarks/RESULTS.md")
-    parser.add_argument("--set", type=Path, help="a finished set: report it instead (with --log)")
-    parser.add_argument("--log", type=Path, help="file with the JSON line that the run ended with")
     parser.add_argument("--lane", help=argparse.SUPPRESS)
     parser.add_argument("--smiles", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.lane:
         print(json.dumps(run_lane(args.lane, args.smiles, args.count, args.size)))
         return
-    block = report_set(args.set, args.log) if args.set else report(args)
+    block = report(args)
     print(block)
     if args.append:
         with open(ROOT / "benchmarks" / "RESULTS.md", "a", encoding="utf-8") as file:

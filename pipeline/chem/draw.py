@@ -1,5 +1,6 @@
 """One molecule drawn by RDKit on a cairo canvas, as pixels: gray where the style has no colour, else RGB."""
 
+import functools
 import random
 from importlib import resources
 from pathlib import Path
@@ -58,15 +59,15 @@ def draw(molecule: Any, style: Style, canvas: Canvas, size: int, source: PixelSo
     inside = slice(canvas.top, bottom), slice(canvas.left, right)
     gray = is_gray(style)
     frame = open_frame(canvas.width, canvas.height, channels=1 if gray else 3)
-    background = drawn[0, 0, 0] if gray else drawn[0, 0, 2::-1]
-    for around in np.s_[: canvas.top, :], np.s_[bottom:, :], np.s_[inside[0], : canvas.left], np.s_[inside[0], right:]:
-        frame.pixels[around] = background
+    _fill_around(frame, canvas, drawn[0, 0, :1] if gray else drawn[0, 0, 2::-1])
     if gray:
         # one 32-bit read cut to its low byte (blue, equal to the others) is three times as fast as a strided copy
         frame.pixels[inside] = drawn.view("<u4")[:, :, 0]
     else:
-        for channel in range(3):
-            frame.pixels[(*inside, channel)] = drawn[:, :, 2 - channel]
+        # green and red are neighbours: one 16-bit copy swaps the two
+        pixels = frame.pixels[inside]
+        pixels[:, :, :2].view(">u2")[:, :, 0] = drawn[:, :, 1:3].view("<u2")[:, :, 0]
+        pixels[:, :, 2] = drawn[:, :, 0]
     if _is_blank(frame.pixels[inside]):
         raise Unfit("blank", "the drawing has no ink")
     return frame
@@ -104,40 +105,54 @@ def write_legend(style: Style, rng: random.Random) -> str:
 
 
 def _open_drawer(style: Style, canvas: Canvas, size: int) -> Any:
-    drawer: Any = rdMolDraw2D.MolDraw2DCairo(canvas.drawn_width, canvas.drawn_height)
-    options: Any = drawer.drawOptions()
-    options.includeMetadata = False  # else the PNG of the public route carries the molecule: the answer
-    options.prepareMolsBeforeDrawing = False
+    options, held = _options(style.name("colour.palette"), style.name("colour.background"))
     unit = size / 1024
-    _colours(options, style)
-    options.padding = style.number("canvas.padding")
-    options.fixedBondLength = canvas.longest_bond / UNIT_BOND
-    options.bondLineWidth = max(0.8, style.number("bond.width") * canvas.bond)
-    options.scaleBondWidth = False
-    options.multipleBondOffset = style.number("bond.gap")
-    options.singleColourBonds = style.flag("bond.one_colour")
-    options.fontFile = _FONT_FILES[style.name("label.font")]
-    options.baseFontSize = style.number("label.size") * UNIT_BOND
-    options.minFontSize = max(6, round(10 * unit))
-    options.maxFontSize = -1
-    options.additionalAtomLabelPadding = style.number("label.padding")
-    options.explicitMethyl = style.flag("label.methyl")
-    options.atomLabelDeuteriumTritium = style.flag("label.deuterium")
-    options.addStereoAnnotation = style.flag("stereo.cip")
-    options.unspecifiedStereoIsUnknown = style.flag("stereo.unknown")
-    options.addAtomIndices = style.flag("notes.atom_numbers")
-    options.addBondIndices = style.flag("notes.bond_numbers")
-    options.annotationFontScale = style.number("notes.scale")
-    options.dummiesAreAttachments = draws_lines(style)
-    options.legendFontSize = max(8, round(34 * unit))
-    options.legendFraction = canvas.legend / canvas.drawn_height
-    # RDKit marks atoms that nearly touch with a coloured box: a developer's aid, not part of a drawing
-    options.flagCloseContactsDist = -1
+    values = {
+        "padding": style.number("canvas.padding"),
+        "fixedBondLength": canvas.longest_bond / UNIT_BOND,
+        "bondLineWidth": max(0.8, style.number("bond.width") * canvas.bond),
+        "multipleBondOffset": style.number("bond.gap"),
+        "singleColourBonds": style.flag("bond.one_colour"),
+        "fontFile": _FONT_FILES[style.name("label.font")],
+        "baseFontSize": style.number("label.size") * UNIT_BOND,
+        "minFontSize": max(6, round(10 * unit)),
+        "additionalAtomLabelPadding": style.number("label.padding"),
+        "explicitMethyl": style.flag("label.methyl"),
+        "atomLabelDeuteriumTritium": style.flag("label.deuterium"),
+        "addStereoAnnotation": style.flag("stereo.cip"),
+        "unspecifiedStereoIsUnknown": style.flag("stereo.unknown"),
+        "addAtomIndices": style.flag("notes.atom_numbers"),
+        "addBondIndices": style.flag("notes.bond_numbers"),
+        "annotationFontScale": style.number("notes.scale"),
+        "dummiesAreAttachments": draws_lines(style),
+        "legendFontSize": max(8, round(34 * unit)),
+        "legendFraction": canvas.legend / canvas.drawn_height,
+    }
+    for name, value in values.items():
+        # each costs 3 microseconds to set: only those that differ from the last row's are
+        if held.get(name) != value:
+            setattr(options, name, value)
+            held[name] = value
+    drawer: Any = rdMolDraw2D.MolDraw2DCairo(canvas.drawn_width, canvas.drawn_height)
+    drawer.SetDrawOptions(options)
     return drawer
 
 
-def _colours(options: Any, style: Style) -> None:
-    palette, background = style.name("colour.palette"), style.name("colour.background")
+@functools.cache
+def _options(palette: str, background: str) -> tuple[Any, dict[str, Any]]:
+    """RDKit's options in these colours, and what `_open_drawer` has set in them beyond (every row sets all of that)."""
+    options: Any = rdMolDraw2D.MolDrawOptions()
+    options.includeMetadata = False  # else the PNG of the public route carries the molecule: the answer
+    options.prepareMolsBeforeDrawing = False
+    options.scaleBondWidth = False
+    options.maxFontSize = -1
+    # RDKit marks atoms that nearly touch with a coloured box: a developer's aid, not part of a drawing
+    options.flagCloseContactsDist = -1
+    _colours(options, palette, background)
+    return options, {}
+
+
+def _colours(options: Any, palette: str, background: str) -> None:
     night = background == "night"
     if night:
         rdMolDraw2D.SetDarkMode(options)
@@ -158,6 +173,16 @@ def _colours(options: Any, style: Style) -> None:
     options.setBackgroundColour(_BACKGROUNDS[background])
     for setter in ("Legend", "Annotation", "AtomNote", "BondNote", "Symbol", "Query", "VariableAttachment"):
         getattr(options, f"set{setter}Colour")(line)
+
+
+def _fill_around(frame: Frame, canvas: Canvas, background: Pixels) -> None:
+    """Background where RDKit's part of the picture is not; whole lines of bytes, since single pixels cost ten times that."""
+    channels, body = background.size, frame.rows[:, 1:]
+    line = np.tile(background, canvas.width)
+    bottom, left = canvas.top + canvas.drawn_height, canvas.left * channels
+    right = left + canvas.drawn_width * channels
+    body[: canvas.top], body[bottom:] = line, line
+    body[canvas.top : bottom, :left], body[canvas.top : bottom, right:] = line[:left], line[right:]
 
 
 def _is_blank(pixels: Pixels) -> bool:

@@ -9,7 +9,9 @@ drawn crossed. Both look only where there is something to look at (.02 to .1 ms)
 from typing import Any
 
 from rdkit import Chem
+from rdkit.Chem import rdqueries
 
+_CHIRAL: Any = rdqueries.HasChiralTagQueryAtom()
 _NONE = Chem.ChiralType.CHI_UNSPECIFIED
 _INNER_DOUBLE = Chem.MolFromSmarts("[*;!D1]=[*;!D1]")  # a further atom at both ends
 _SIDES = {
@@ -32,7 +34,7 @@ def cross_unknown(molecule: Any) -> None:
 def misdrawn(prepared: Any, smiles: str) -> str:
     """What the drawing of a prepared molecule says otherwise than its `smiles`, in words; "" when nothing."""
     if "@" in smiles:
-        asked = [(atom.GetIdx(), atom.GetChiralTag()) for atom in prepared.GetAtoms() if atom.GetChiralTag() != _NONE]
+        asked = [(atom.GetIdx(), atom.GetChiralTag()) for atom in prepared.GetAtomsMatchingQuery(_CHIRAL)]
         seen = Chem.Mol(prepared)
         for index, _ in asked:
             seen.GetAtomWithIdx(index).SetChiralTag(_NONE)

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from rdkit.Chem import rdCoordGen, rdDepictor
-from rdkit.Geometry import Point3D
 
 from pipeline.chem.strings import Unfit
 from pipeline.chem.styles import Style
@@ -55,16 +54,16 @@ def lay_out(molecule: Any, style: Style, engine: str, rng: random.Random) -> Non
     mirror = -1.0 if style.flag("layout.mirror") else 1.0
     jitter = style.number("layout.jitter") * UNIT_BOND
     conformer = molecule.GetConformer()
+    positions = conformer.GetPositions()
     if angle or mirror < 0 or jitter:
         cos, sin = math.cos(angle), math.sin(angle)
-        for index in range(molecule.GetNumAtoms()):
-            point = conformer.GetAtomPosition(index)
-            x, y = point.x * mirror, point.y
-            if jitter:
-                x += jitter * (2 * rng.random() - 1)
-                y += jitter * (2 * rng.random() - 1)
-            conformer.SetAtomPosition(index, Point3D(cos * x - sin * y, sin * x + cos * y, 0.0))
-    if not np.isfinite(conformer.GetPositions()).all():
+        x, y = positions[:, 0] * mirror, positions[:, 1]
+        if jitter:
+            moves = np.array([2 * rng.random() - 1 for _ in range(2 * len(positions))]) * jitter
+            x, y = x + moves[0::2], y + moves[1::2]
+        positions = np.column_stack((cos * x - sin * y, sin * x + cos * y, np.zeros(len(positions))))
+        conformer.SetPositions(positions)
+    if not np.isfinite(positions).all():
         raise Unfit("layout", "the layout gave coordinates that are not finite")
 
 

@@ -42,7 +42,7 @@ _FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT, s
 _AHEAD = 2  # tasks a worker may hold: one running, one waiting in its pipe
 _WINDOW = 6  # tasks a worker, finished or not, kept for the sake of order
 _TICK = 0.25  # seconds between looks at the heartbeats
-_STALL = 20  # a row may take this many deadlines of wall time without using the processor
+_STALL = 20  # a worker may spend this many deadlines of wall time on a row without using the processor at all
 
 
 class PoolError(RuntimeError):
@@ -75,8 +75,9 @@ class _Worker:
     flights: dict[int, tuple[_Chunk, list[int]]] = field(default_factory=dict)
     ready: bool = False
     seen: tuple[int, int] = (0, wire.IDLE)
-    seen_cpu: float = 0.0
-    seen_wall: float = 0.0
+    seen_cpu: float = 0.0  # processor seconds when that row was first seen
+    last_cpu: float = 0.0  # and when it last made use of the processor, at the moment last_wall
+    last_wall: float = 0.0
 
 
 class Pool:
@@ -232,12 +233,14 @@ class Pool:
         except psutil.Error:
             return
         if beat != worker.seen or beat[1] == wire.IDLE:
-            worker.seen, worker.seen_cpu, worker.seen_wall = beat, cpu, now
+            worker.seen, worker.seen_cpu, worker.last_cpu, worker.last_wall = beat, cpu, cpu, now
             return
         if cpu - worker.seen_cpu > self.deadline:
             self._quarantine(worker, beat, "deadline", f"took more than {self.deadline:g} s of processor time")
             worker.process.kill()
-        elif now - worker.seen_wall > self.deadline * _STALL:
+        elif cpu > worker.last_cpu:
+            worker.last_cpu, worker.last_wall = cpu, now
+        elif now - worker.last_wall > self.deadline * _STALL:
             worker.process.kill()  # counted as a kill from outside: the row may well be innocent
 
     def _note_usage(self, worker: _Worker) -> None:

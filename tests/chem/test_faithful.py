@@ -177,3 +177,9 @@ def test_no_text_of_the_molecule_in_the_picture() -> None:
         assert image.info == {}
     assert b"CCO" not in row.image
     assert b"rdkit" not in row.image.lower()
+
+
+def test_a_row_does_not_depend_on_the_rows_before_it() -> None:
+    job, source, molecules = Job(style=load_style("diverse"), size=128), open_pixel_source(), sample(40, 9)
+    forth = [depict(smiles, 0, job, source) for smiles in molecules]
+    assert [depict(smiles, 0, job, source) for smiles in reversed(molecules)] == forth[::-1]
