@@ -5,6 +5,7 @@ as `CID<TAB>SMILES`. The first lines are split by each separator; the column in 
 token reader of strings.py: names such as aspirin or ZINC0001 never do) is the one. `--smiles-column` overrules it.
 """
 
+import codecs
 import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,12 +41,15 @@ class Entry:
 
 def find_columns(path: Path, smiles_column: str = "", id_column: str = "") -> Columns:
     """Looks at the file's first lines. Raises ValueError when no column reads as SMILES or a named one is missing."""
-    lines = [line.decode("utf-8", "replace") for line in islice(open_lines(path), SAMPLE_LINES)]
+    raw = list(islice(open_lines(path), SAMPLE_LINES))
+    if raw and raw[0].startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError(f"{path}: UTF-16 text; convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW")
+    if raw and b"\r" in raw[0] and raw[0].isascii():
+        raise ValueError(f"{path}: lines that end in a carriage return alone; convert it: tr '\\r' '\\n' < FILE > NEW")
+    lines = [line.decode("utf-8", "replace") for line in raw]
     lines = [line for line in lines if line.strip()]
-    if lines and lines[0].startswith("\ufeff"):
-        lines[0] = lines[0][1:]
     if not lines:
-        raise ValueError(f"{path}: no lines")
+        raise ValueError(f"{path}: no lines with anything on them")
     best: tuple[float, float, Columns] | None = None
     for separator in ("\t", ",", ";", ""):
         if separator and not any(separator in line for line in lines):
@@ -55,8 +59,8 @@ def find_columns(path: Path, smiles_column: str = "", id_column: str = "") -> Co
         if found and (best is None or found[0] > best[0] + 1e-9):
             best = (found[0], 0.0, found[1])
     if best is None:
-        if smiles_column:
-            raise ValueError(f"{path}: no column `{smiles_column}`; the first line is {lines[0][:200]!r}")
+        if asked := [name for name in (smiles_column, id_column) if name]:
+            raise ValueError(f"{path}: no column `{'` or no `'.join(asked)}`; the first line is {lines[0][:200]!r}")
         raise ValueError(
             f"{path}: no column reads as SMILES; the first line is {lines[0][:200]!r}. Name one with --smiles-column"
         )

@@ -1,10 +1,11 @@
 """Lines of SMILES files, plain or gz, bz2 or zst, in constant memory, whatever the files hold.
 
 Compression is told by the first bytes, not by the name. A line longer than MAX_LINE comes out cut and is then rejected
-like any other unfit line; bytes that are no text come out as they are.
+like any other unfit line; bytes that are no text come out as they are. A UTF-8 mark before the first line is no part of it.
 """
 
 import bz2
+import codecs
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +22,10 @@ class BrokenFile(ValueError):
 def open_lines(path: Path) -> Iterator[bytes]:
     """Every line of the file without its line end, empty ones too. Raises BrokenFile."""
     rest = b""
-    skipping = False
+    skipping, first = False, True
     for block in read_blocks(path):
+        if first:
+            block, first = block.removeprefix(codecs.BOM_UTF8), False
         lines = (rest + block).split(b"\n")
         rest = lines.pop()
         for line in lines:

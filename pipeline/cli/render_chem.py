@@ -67,6 +67,8 @@ Examples:
   pipeline render-chem --smiles sample --n 2000 --mode micro
   pipeline render-chem --n 5000000                       # PubChem, fetched once
   pipeline render-chem --smiles chembl.csv --smiles-column smiles --style patent
+  pipeline render-chem --smiles a.smi --smiles b.smi.gz --style mine.toml --target selfies --prompt "Which {noun}?"
+  pipeline render-chem --n 5000000 --slice 3/8           # the fourth of eight machines that share the folder
 """)
 @click.option("--smiles", multiple=True, default=("pubchem",), show_default=True, metavar="PATH|URL|pubchem|sample",
               help="Files of SMILES (.smi, csv, tsv; gz, bz2, zst), a URL, `pubchem` (CID-SMILES.gz), or `sample`: "
@@ -205,6 +207,8 @@ def _locate(name: str, raw: Path, bar: _Bar) -> Path:
     path = Path(name)
     if path.is_file():
         return path
+    if path.is_dir():
+        raise ValueError(f"--smiles {name}: a folder; give its files, each with a --smiles of its own")
     raise ValueError(f"--smiles {name}: no such file. `--smiles {SAMPLE}` takes the molecules that ship with the package")
 
 

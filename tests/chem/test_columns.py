@@ -29,6 +29,7 @@ def read(path: Path, **names: str) -> list[tuple[str, str]]:
     ("zinc.txt", "smiles zinc_id\n" + "".join(f"{s} {n}\n" for s, n in PAIRS)),
     ("semi.csv", "id;smiles\n" + "".join(f"{n};{s}\n" for s, n in PAIRS)),
     ("cx.cxsmiles", "smiles\tid\n" + "".join(f"{s} |o1:2,r|\t{n}\n" for s, n in PAIRS)),
+    ("bom.smi", "\ufeff" + "".join(f"{s} {n}\n" for s, n in PAIRS)),
     ("bom.csv", "\ufeffid,smiles\n" + "".join(f"{n},{s}\n" for s, n in PAIRS)),
 ])
 def test_columns_are_found(tmp_path: Path, name: str, text: str) -> None:
@@ -50,6 +51,8 @@ def test_named_columns_overrule(tmp_path: Path) -> None:
     assert read(path, smiles_column="b", id_column="3") == [("CCN", "x"), ("CCCl", "y")]
     with pytest.raises(ValueError, match="no column `d`"):
         find_columns(path, smiles_column="d")
+    with pytest.raises(ValueError, match="no column `e`"):
+        find_columns(path, id_column="e")
 
 
 def test_no_smiles_at_all_names_the_option(tmp_path: Path) -> None:
@@ -90,3 +93,13 @@ def test_garbage_bytes_are_lines_like_any_other(tmp_path: Path) -> None:
     path = tmp_path / "garbage.smi"
     path.write_bytes(b"CCO a\nCCN b\nCCC c\n\xff\xfe\x00\x80 d\nCCCl e\n")
     assert [smiles for smiles, _ in read(path)] == ["CCO", "CCN", "CCC", "\xff\xfe\x00\x80", "CCCl"]
+
+
+@pytest.mark.parametrize(("data", "said"), [
+    ("CCO a\nCCN b\n".encode("utf-16"), "iconv"), (b"CCO a\rCCN b\rCCC c\r", "tr "), (b"\n\n  \n", "no lines"), (b"", "no lines"),
+])
+def test_files_that_cannot_be_read_name_the_fix(tmp_path: Path, data: bytes, said: str) -> None:
+    path = tmp_path / "odd.smi"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=rf"odd\.smi.*{said}"):
+        find_columns(path)

@@ -57,6 +57,7 @@ def test_other_options_on_the_same_folder_are_an_error_and_overwrite_the_fix(sam
 
 @pytest.mark.parametrize(("words", "code", "said"), [
     (["--smiles", "nowhere.smi"], 1, "--smiles sample"),
+    (["--smiles", "/"], 1, "a folder"),
     (["--smiles", "sample", "--style", "dverse"], 1, "plain, diverse, patent"),
     (["--smiles", "sample", "--slice", "3/3"], 2, "0 <= I < N"),
     (["--smiles", "sample", "--size", "256", "--mode", "micro"], 2, "leave one out"),

@@ -123,6 +123,19 @@ def test_duplicates_are_found_across_files_and_spellings(tmp_path: Path) -> None
         ("two.smi:1", "the same molecule as one.smi:1"), ("two.smi:2", "the same molecule as one.smi:3")}
 
 
+def test_slices_find_duplicates_and_rejects_like_one_run(tmp_path: Path) -> None:
+    one = write_smiles(tmp_path / "one.smi", [*MOLECULES, "C1CC", "OCC"])
+    two = write_smiles(tmp_path / "two.smi", ["C(C)O", "Oc1ccccc1", "[Xx]", "CCCCCC", *MOLECULES[:5]])
+    whole = render(make_plan(tmp_path / "whole", [one, two], rows_per_file=7), workers=1)
+    for part in range(3):
+        render(make_plan(tmp_path / "parts", [one, two], rows_per_file=7, part=part, parts=3), workers=1)
+    assert whole.rejects == {"duplicate": 8, "syntax": 2}
+    sets = [read_bytes(tmp_path / name) for name in ("whole", "parts")]
+    rejects = [sorted(files.pop("rejects.jsonl").splitlines()) for files in sets]
+    assert rejects[0] == rejects[1]
+    assert sets[0] == sets[1]
+
+
 def test_shuffle_seed_changes_the_order_and_nothing_else(source: Path, rendered: Path, tmp_path: Path) -> None:
     render(make_plan(tmp_path / "chem", [source], rows_per_file=7, shuffle_seed=1), workers=1)
     sets = (read_set(rendered), read_set(tmp_path / "chem"))
