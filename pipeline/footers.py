@@ -29,7 +29,7 @@ from typing import Any
 from pipeline.hub import client
 from pipeline.hub.record import write_atomic
 from pipeline.hub.remote import TAIL, Link, read_range
-from pipeline.hub.retry import DEFAULT, HubError, Retry
+from pipeline.hub.retry import DEFAULT, Cancelled, HubError, Retry
 
 log = logging.getLogger("pipeline.footers")
 
@@ -202,10 +202,10 @@ def _read_tail(path: str, size: int, read: Callable[[int, int], bytes]) -> bytes
     return tail
 
 
-def read_footer(ref: FileRef, *, policy: Retry = DEFAULT) -> FileFooter:
+def read_footer(ref: FileRef, *, policy: Retry = DEFAULT, cancel: threading.Event | None = None) -> FileFooter:
     """The footer of a file on disk or on the hub (from the cache when its revision was read before).
 
-    Raises FooterError for a file that is no whole parquet file, HubError when the hub does not give it.
+    Raises FooterError for a file that is no whole parquet file, HubError when the hub does not give it, Cancelled.
     """
     if ref.local is not None:
         try:
@@ -221,7 +221,7 @@ def read_footer(ref: FileRef, *, policy: Retry = DEFAULT) -> FileFooter:
     if (found := _from_cache(kept, ref)) is not None:
         return found
     link = Link(client.file_url(ref.repo, ref.revision, ref.path))
-    tail = _read_tail(ref.path, ref.size, lambda start, stop: read_range(link, start, stop, ref.size, policy))
+    tail = _read_tail(ref.path, ref.size, lambda start, stop: read_range(link, start, stop, ref.size, policy, cancel))
     footer = parse_footer(ref.path, ref.size, tail)
     _to_cache(kept, footer)
     return footer
@@ -253,14 +253,19 @@ def read_footers(refs: Sequence[FileRef], *, connections: int = CONNECTIONS, pol
     A file that is not whole parquet gives its FooterError in place; a hub that fails raises HubError at once.
     """
     stop = threading.Event()
+    failed: list[HubError] = []
 
     def one(ref: FileRef) -> FileFooter | FooterError:
         if stop.is_set():
-            raise HubError("stopped")
+            raise Cancelled
         try:
-            return ref.footer if ref.footer is not None else read_footer(ref, policy=policy)
+            return ref.footer if ref.footer is not None else read_footer(ref, policy=policy, cancel=stop)
         except FooterError as error:
             return error
+        except HubError as error:
+            failed.append(error)
+            stop.set()      # ends the waits of the others
+            raise
         finally:
             progress(1)
 
@@ -268,10 +273,13 @@ def read_footers(refs: Sequence[FileRef], *, connections: int = CONNECTIONS, pol
     with ThreadPoolExecutor(max_workers=connections if any(ref.local is None for ref in refs) else 2) as pool:
         try:
             return list(pool.map(one, refs))
+        except Cancelled:
+            raise failed[0] from None
         except BaseException:
             stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
             raise
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def local_refs(raw: Path, folder: str, suffix: str = ".parquet") -> list[FileRef]:

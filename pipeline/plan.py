@@ -46,13 +46,13 @@ SHOWN = 5   # missing sets that a message tells one by one
 
 
 class MissingSetsError(ValueError):
-    """Sources whose files are not there; `commands` are what makes them."""
+    """Sources whose files are not there; `commands` are what makes them; `told` is the message without --allow-missing."""
 
     def __init__(self, missing: Mapping[str, str], commands: Sequence[str]) -> None:
         lines = [f"  {name}: {why}" for name, why in list(missing.items())[:SHOWN]]
         lines += [f"  and {len(missing) - SHOWN} more"] if len(missing) > SHOWN else []
-        super().__init__("\n".join(["missing:", *lines, "run:", *(f"  {command}" for command in commands),
-                                    "or go on without them with --allow-missing"]))
+        self.told = "\n".join(["missing:", *lines, "run:", *(f"  {command}" for command in commands)])
+        super().__init__(self.told + "\nor go on without them with --allow-missing")
         self.missing, self.commands = dict(missing), list(commands)
 
 

@@ -35,7 +35,7 @@ def command(recipe: str | None, raw: Path, subsets: tuple[str, ...], mode: str |
     from dataclasses import replace
 
     from pipeline.download import subset_recipe
-    from pipeline.plan import make_plan
+    from pipeline.plan import MissingSetsError, make_plan
     from pipeline.preview import Shown, as_page, as_text, preview
     from pipeline.tasks import Task
 
@@ -52,7 +52,13 @@ def command(recipe: str | None, raw: Path, subsets: tuple[str, ...], mode: str |
     for source in loaded.sources:
         one = replace(loaded, sources=(replace(source, quota=None),), fraction=1.0)
         with options.clear_errors():
-            task = Task(make_plan(one, raw=raw, origin=origin))
+            try:
+                task = Task(make_plan(one, raw=raw, origin=origin))
+            except MissingSetsError as error:
+                instead = "\nor look at it on the hub: --from hub" if source.on_hub and origin == "raw" else ""
+                raise click.ClickException(error.told + instead) from None
+            if start >= len(task):
+                click.echo(f"{source.name} has {len(task):,} rows, counted from 0: none at --start {start}", err=True)
             fitted = preview(task, mode=one.mode_of(one.sources[0]), seq_len=one.seq_len, tokenizer=bpe, rows=rows, start=start)
             for shown in fitted:
                 click.echo(json.dumps(shown.as_json()) if as_json else as_text(shown))

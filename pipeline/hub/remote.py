@@ -8,6 +8,7 @@ storage link behind a redirect is kept for ten minutes, so a second read asks th
 
 import io
 import re
+import threading
 import time
 from types import TracebackType
 from typing import Any
@@ -60,10 +61,11 @@ def _part(link: Link, start: int, stop: int, size: int, into: bytearray) -> None
             into += chunk[:stop - start - len(into)]
 
 
-def read_range(link: Link, start: int, stop: int, size: int, policy: Retry = DEFAULT) -> bytes:
+def read_range(link: Link, start: int, stop: int, size: int, policy: Retry = DEFAULT,
+               cancel: threading.Event | None = None) -> bytes:
     """Bytes [start, stop) of a file of `size` bytes. A cut answer is continued where it stopped.
 
-    Raises HubError when the file cannot be had.
+    Raises HubError when the file cannot be had, Cancelled instead of a wait once `cancel` is set.
     """
     got = bytearray()
     failures = 0
@@ -76,7 +78,7 @@ def read_range(link: Link, start: int, stop: int, size: int, policy: Retry = DEF
         except TransientError as error:
             failures = 1 if fresh else failures + 1
             link.forget()
-            wait_or_raise(error, failures, link.url, policy)
+            wait_or_raise(error, failures, link.url, policy, cancel)
         got += fresh
     return bytes(got)
 

@@ -1,6 +1,7 @@
 """Footers: the same from disk and from the hub, cached by revision, and a bad file named."""
 
 import contextlib
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from pipeline import footer_parse
 from pipeline.footers import FileRef, FooterError, local_refs, parse_footer, read_footer, read_footers
 from pipeline.hub import api
 from pipeline.hub.remote import TAIL
+from pipeline.hub.retry import NotOnHub
 from tests.hub.conftest import QUICK, REPO, write_set
 from tests.hub_server import Fault, HubServer, seeded, tail_blob
 
@@ -131,3 +133,14 @@ def test_groups_out_of_order_are_summed(tmp_path: Path, monkeypatch: pytest.Monk
     shuffled, _ = footer_parse.parse(len(data), data)
     for a, b in zip(plain, shuffled, strict=True):
         assert abs(a[1] - b[1]) <= 16, "the gap before the footer"
+
+
+def test_waits_end_when_another_file_has_failed(hub: HubServer) -> None:
+    """Ctrl-C takes the same way: nobody sits out a Retry-After for a plan that is not made any more."""
+    refs = [FileRef(path=file.path, size=file.size, repo=REPO, revision="main") for file in api.list_files(REPO, "docs")]
+    hub.state.faults = lambda method, path, nth: Fault("503", retry_after="60") if refs[0].path in path else None
+    lost = replace(refs[0], path="docs/none.parquet")
+    start = time.monotonic()
+    with pytest.raises(NotOnHub):
+        read_footers([refs[0], lost], policy=QUICK)
+    assert time.monotonic() - start < 20

@@ -60,6 +60,13 @@ def test_control_characters_do_not_reach_the_terminal() -> None:
     assert "a\\x1b[31mb\\u202ec" in text
 
 
+def test_preview_says_where_nothing_is(recipe: Path, tmp_path: Path) -> None:
+    past = run("preview", "--recipe", recipe, "--raw", tmp_path / "raw", "--start", 10_000)
+    assert past.exit_code == 0 and past.stdout == "" and "none at --start 10000" in past.stderr
+    absent = run("preview", "--subset", "sroie", "--raw", tmp_path / "nothing", "--tokenizer", tmp_path / "tokenizer.json")
+    assert absent.exit_code == 1 and "--from hub" in absent.stderr and "--allow-missing" not in absent.stderr
+
+
 def test_train_tokenizer_on_a_recipe_and_on_files(recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("the quick brown fox jumps over the lazy dog " * 50)
     out = tmp_path / "new/tokenizer.json"
