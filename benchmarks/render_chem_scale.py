@@ -39,7 +39,7 @@ def moses_lines(folder: Path) -> Iterator[str]:
     with zipfile.ZipFile(next(folder.glob("molsets-*.whl"))) as wheel, wheel.open("moses/dataset/data/train.csv.gz") as packed:
         with gzip.open(packed, "rt") as lines:
             next(lines)
-            yield from (line.split(",")[0] for line in lines)
+            yield from (line.strip().split(",")[0] for line in lines)
 
 
 def find_molecules(rows: int, folder: Path) -> list[Path]:
