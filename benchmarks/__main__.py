@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 
-from benchmarks.common import ROOT, RESULTS
+from benchmarks.common import RESULTS, ROOT
 
 # In this order. Each prints its section, and with --append writes it to RESULTS.md.
 SUITE: dict[str, list[str]] = {

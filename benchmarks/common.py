@@ -62,7 +62,8 @@ def lane(module: str, arguments: Sequence[Any], python: str = sys.executable) ->
     words = [python, "-m", f"benchmarks.{module}", "--lane", json.dumps([str(a) if isinstance(a, Path) else a for a in arguments])]
     quiet = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(ROOT)}
     with tempfile.TemporaryFile("w+") as errors:  # not a pipe, which a process left behind would hold open
-        done = subprocess.run(words, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT, env=os.environ | quiet, check=False)
+        done = subprocess.run(words, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT, env=os.environ | quiet,
+                              check=False)
         errors.seek(0)
         lines = [line for line in errors.read().splitlines() if line.strip()]
     found = [line for line in done.stdout.splitlines() if line.startswith("{")]
@@ -84,7 +85,8 @@ def turns(lanes: Mapping[str, Callable[[], Told]], rounds: int) -> tuple[dict[st
                 told[name].append(run())
             except RuntimeError as error:
                 failed[name] = str(error)
-            print(f"turn {number + 1}/{rounds}: {name}, {time.perf_counter() - begun:.1f} s {failed.get(name, '')}", file=sys.stderr)
+            seconds = time.perf_counter() - begun
+            print(f"turn {number + 1}/{rounds}: {name}, {seconds:.1f} s {failed.get(name, '')}".rstrip(), file=sys.stderr)
     return {name: runs for name, runs in told.items() if name not in failed}, failed
 
 
@@ -127,10 +129,9 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
 
 def publish(title: str, module: str, lines: Iterator[str], *, with_versions: str, append: bool) -> None:
     """Print a section line by line as it is made; append it whole to RESULTS.md if asked."""
-    words = " ".join(word for word in sys.argv[1:] if word != "--append")
+    command = " ".join([f"python -m benchmarks.{module}", *(word for word in sys.argv[1:] if word != "--append")])
     section = []
-    for line in ["", f"## {title}", "", f"`python -m benchmarks.{module}{' ' + words if words else ''}`; {machine()}; {with_versions}.",
-                 ""]:
+    for line in ["", f"## {title}", "", f"`{command}`; {machine()}; {with_versions}.", ""]:
         print(line)
         section.append(line)
     for line in lines:
