@@ -45,9 +45,9 @@ test-slow: (install all_extras)
 read *args: (install all_extras)
     python -m benchmarks.reading {{args}}
 
-# side by side with peers: `just bench images`; the figures of record are in benchmarks/RESULTS.md
-bench name *args: (install all_extras)
-    python -m benchmarks.{{name}} {{args}}
+# benchmarks beside peers into benchmarks/RESULTS.md: all of them (about half an hour), or `just bench packing`
+bench *name_and_options: (install all_extras)
+    python -m benchmarks {{name_and_options}}
 
 # which data is better: the same model on two recipes or more, for the same target tokens, on one validation set
 ablate *args: install

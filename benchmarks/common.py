@@ -127,6 +127,12 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     return made
 
 
+def append_lines(section: Sequence[str]) -> None:
+    """To the end of RESULTS.md."""
+    with open(RESULTS, "a", encoding="utf-8") as file:
+        file.write("\n".join(section).rstrip() + "\n")
+
+
 def publish(title: str, module: str, lines: Iterator[str], *, with_versions: str, append: bool) -> None:
     """Print a section line by line as it is made; append it whole to RESULTS.md if asked."""
     command = " ".join([f"python -m benchmarks.{module}", *(word for word in sys.argv[1:] if word != "--append")])
@@ -138,8 +144,7 @@ def publish(title: str, module: str, lines: Iterator[str], *, with_versions: str
         print(line, flush=True)
         section.append(line)
     if append:
-        with open(RESULTS, "a", encoding="utf-8") as file:
-            file.write("\n".join(section).rstrip() + "\n")
+        append_lines(section)
 
 
 @contextmanager
