@@ -133,7 +133,8 @@ class WebDataset:
 
     def epoch(self) -> Iterator[int]:
         """See above."""
-        self.loader = self.loader or self.open()
+        if self.loader is None:
+            self.loader = self.open()
         yield from map(len, self.loader)
 
     def resume(self) -> float:
@@ -192,7 +193,8 @@ class Energon:
 
     def epoch(self) -> Iterator[int]:
         """As many batches as a pass has: its sequence is endless."""
-        self.running = self.running or iter(self.open(self.workers, self.decode))
+        if self.running is None:
+            self.running = iter(self.open(self.workers, self.decode))
         yield from map(len, islice(self.running, self.samples // BATCH))
 
     def resume(self) -> float:
@@ -238,7 +240,8 @@ class HuggingFace:
 
     def epoch(self) -> Iterator[int]:
         """See above."""
-        self.loader = self.loader or self.open(self.workers)
+        if self.loader is None:
+            self.loader = self.open(self.workers)
         yield from map(len, self.loader)
 
     def resume(self) -> float:
@@ -286,7 +289,8 @@ class LitData:
 
     def epoch(self) -> Iterator[int]:
         """See above."""
-        self.loader = self.loader or self.open()
+        if self.loader is None:
+            self.loader = self.open()
         yield from map(len, self.loader)
 
     def resume(self) -> float:
@@ -370,7 +374,8 @@ class Dali:
 
     def epoch(self) -> Iterator[int]:
         """See above."""
-        self.running = self.running or self.open(threads=self.workers, decoded=True)
+        if self.running is None:
+            self.running = self.open(threads=self.workers, decoded=True)
         for _ in range(self.batches(self.running)):
             yield len(self.running.run()[0].as_array())
 
