@@ -54,7 +54,7 @@ def batch_flops(config: VLMConfig, rows: Iterable[RowInfo], targets: int, frozen
     lengths = []
     for row in rows:
         lengths += [span.stop - span.start for span in row.samples]
-        for side, count in row.views:
+        for side, count in row.views.items():
             first, second = encoder_view(config, side)
             sam, clip = sam + count * first, clip + count * second
     below = {"sam", "compressor"} <= set(frozen)

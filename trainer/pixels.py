@@ -11,7 +11,7 @@ placing nothing when the stored picture already has the canvas's size, else one 
 
 import io
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -132,6 +132,16 @@ def count_placeholders(mode: str, views: ImageViews) -> int:
     return placeholders(mode, views.grid)
 
 
+def count_views(images: Iterable[tuple[int, int, int]]) -> dict[int, int]:
+    """Views of each side, in the order in which sides first come up, that images (side, w, h) take: tiles before their view."""
+    counts: dict[int, int] = {}
+    for side, w, h in images:
+        if w * h:
+            counts[TILE] = counts.get(TILE, 0) + w * h
+        counts[side] = counts.get(side, 0) + 1
+    return counts
+
+
 @dataclass(frozen=True, kw_only=True)
 class PixelValues:
     """The images of a batch, grouped by size so that each size is one forward of the encoder.
@@ -152,28 +162,17 @@ class PixelValues:
     positions: Tensor | None = None
 
     def __post_init__(self) -> None:
-        wanted: dict[int, int] = {}
-        for side, w, h in self.images:
-            wanted[side] = wanted.get(side, 0) + 1
-            if w * h:
-                wanted[TILE] = wanted.get(TILE, 0) + w * h
         for side, pixels in self.views.items():
             if pixels.dtype != torch.uint8 or pixels.shape[1:] != (3, side, side):
                 raise ValueError(f"views[{side}] is {pixels.dtype} {tuple(pixels.shape)}, not uint8 [N, 3, {side}, {side}]")
         found = {side: len(pixels) for side, pixels in self.views.items()}
-        if found != wanted:
+        if found != (wanted := count_views(self.images)):
             raise ValueError(f"the images of the batch need {wanted} views a side, but there are {found}")
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "PixelValues":
         """The same on another device."""
         positions = None if self.positions is None else self.positions.to(device, non_blocking=non_blocking)
         views = {side: pixels.to(device, non_blocking=non_blocking) for side, pixels in self.views.items()}
-        return PixelValues(views=views, images=self.images, positions=positions)
-
-    def pin_memory(self) -> "PixelValues":
-        """The same in page-locked memory; torch's DataLoader calls it by this name."""
-        positions = None if self.positions is None else self.positions.pin_memory()
-        views = {side: pixels.pin_memory() for side, pixels in self.views.items()}
         return PixelValues(views=views, images=self.images, positions=positions)
 
 

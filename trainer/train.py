@@ -33,7 +33,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
 from shards.reader import DamagedRow
-from shards.table import shard_name
 from trainer import checkpoint, runlog
 from trainer.data.batch import Batch, Rules
 from trainer.data.loader import Loader, Task, WorkerDied, device_batches
@@ -140,12 +139,6 @@ class Data:
         """What the order of rows depends on, for a resumed run to compare."""
         tables = [hashlib.sha256(directory.rows["train"].tobytes()).hexdigest() for directory in self.directories]
         return {"rows": tables, "batch_rows": self.order.batch_rows, "seed": self.order.seed}
-
-    def describe(self, task: Task, split: str = "train") -> str:
-        """A row as a person finds it."""
-        directory = self.directories[task[0]]
-        row = directory.rows[split][task[1]]
-        return f"{directory.store.where}/{shard_name(split, int(row['shard']))} at offset {int(row['offset'])}"
 
 
 def open_data(settings: Settings, directories: Sequence[ShardDirectory], place: Place) -> Data:
@@ -346,8 +339,8 @@ class Run:
         """The error for a loss or gradient that is not a number; names the rows of the micro-batches it came from."""
         step, split = self.progress.step, self.data.split
         bad = [index for index, loss in enumerate(losses) if not math.isfinite(loss)] or list(range(len(losses)))
-        rows = [self.data.describe(row) for index in bad for row in self.data.order.micro_batches(
-            step, index // split.accumulation, split)[index % split.accumulation]]
+        rows = [self.data.directories[directory].describe("train", row) for index in bad for directory, row in
+                self.data.order.micro_batches(step, index // split.accumulation, split)[index % split.accumulation]]
         self.log.write({"step": step + 1, "event": "not finite", "grad_norm": str(norm), "rows": rows})
         return Stop(f"step {step + 1}: loss or gradient is not a finite number (gradient norm {norm}). Its rows:\n  "
                     + "\n  ".join(rows) + "\nThe weights are those of the step before. A lower --lr or more --warmup-steps may "
@@ -499,11 +492,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if first:
             print(stop, file=sys.stderr)
         return stop.code
-    except (DamagedRow, WorkerDied) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except ValueError as error:
-        if first:
+    except (ValueError, WorkerDied) as error:
+        if first or isinstance(error, (DamagedRow, WorkerDied)):  # these are one rank's, others are everyone's
             print(f"error: {error}", file=sys.stderr)
         return 1
     except torch.OutOfMemoryError as error:

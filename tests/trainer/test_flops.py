@@ -35,7 +35,8 @@ def test_decoder() -> None:
 
 
 def test_frozen_parts_cost_their_forward_pass() -> None:
-    row = RowInfo(place="", tokens=30, views=((256, 2),), samples=(SampleSpan(key="", source="", start=0, stop=30),))
+    row = RowInfo(place="", tokens=30, images=((256, 0, 0), (256, 0, 0)),
+                  samples=(SampleSpan(key="", source="", start=0, stop=30),))
     sam, clip = (2 * part for part in encoder_view(CONFIG, 256))
     text = decoder_samples(CONFIG, [30], 9)
     assert batch_flops(CONFIG, [row], 9) == pytest.approx(3 * (sam + clip + text))

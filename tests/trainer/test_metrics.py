@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.metrics import (
@@ -28,6 +28,7 @@ def slow_edit_distance(a: str, b: str) -> int:
     return row[-1]
 
 
+@settings(deadline=None)
 @given(st.text("ab中", max_size=12), st.text("ab中", max_size=12))
 def test_edit_distance_is_levenshteins(a: str, b: str) -> None:
     assert edit_distance(a, b) == edit_distance(b, a) == slow_edit_distance(a, b)
@@ -162,6 +163,7 @@ def slow_tree_distance(a: tuple[Node, ...], b: tuple[Node, ...], memo: dict[Any,
     return memo[a, b]
 
 
+@settings(deadline=None)
 @given(node_lists(2), node_lists(2))
 def test_tree_distance_is_the_textbook_one(a: Node, b: Node) -> None:
     assert tree_distance(a, b) == pytest.approx(slow_tree_distance((a,), (b,), {}))

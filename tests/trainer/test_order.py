@@ -41,6 +41,7 @@ def test_permutation_is_pinned() -> None:
 PINNED = [1, 0, 6, 9, 8, 4, 3, 2, 5, 7]
 
 
+@settings(deadline=None)
 @given(rows=st.integers(1, 60), batch=st.integers(1, 60), epochs=st.integers(1, 3), seed=st.integers(0, 5))
 def test_every_row_once_an_epoch(rows: int, batch: int, epochs: int, seed: int) -> None:
     batch = min(batch, rows)
@@ -52,6 +53,7 @@ def test_every_row_once_an_epoch(rows: int, batch: int, epochs: int, seed: int) 
         assert sorted(seen[epoch * rows:(epoch + 1) * rows]) == [(0, row) for row in range(rows)]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=3), st.integers(1, 12), st.integers(0, 30))
 def test_a_batch_is_a_function_of_its_step(counts: list[int], batch: int, step: int) -> None:
     """Resuming at any step, also just after an epoch's end, is asking for that step: no history is involved."""
@@ -62,7 +64,7 @@ def test_a_batch_is_a_function_of_its_step(counts: list[int], batch: int, step: 
     assert walked.batch(step) == make_order(counts, batch).batch(step)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(rows=st.integers(8, 80), batch=st.integers(1, 24), ranks=st.integers(1, 5), device_rows=st.integers(1, 6),
        step=st.integers(0, 12), weighted=st.booleans())
 def test_ranks_and_accumulation_only_divide_a_batch(rows: int, batch: int, ranks: int, device_rows: int, step: int,
@@ -83,6 +85,7 @@ def test_a_batch_of_two_epochs() -> None:
     assert order.batch(2) == [(0, int(permutation(5, 0, 0)[4])), (0, int(permutation(5, 0, 1)[0]))]
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.01, 10), min_size=2, max_size=4))
 def test_weights_hold_over_every_stretch(weights: list[float]) -> None:
     pattern = mixture_pattern(weights)
@@ -119,6 +122,7 @@ def test_fewer_rows_than_a_batch_is_an_error_that_names_both() -> None:
         make_order([5], 8)
 
 
+@settings(deadline=None)
 @given(costs=st.lists(st.integers(0, 10_000), max_size=60), hands=st.integers(1, 9))
 def test_deal_is_even_in_number_and_loses_nothing(costs: list[int], hands: int) -> None:
     dealt = deal(costs, hands)
@@ -139,6 +143,7 @@ def test_deal_balances_image_work() -> None:
     assert np.mean(in_order) > 1.1
 
 
+@settings(deadline=None)
 @given(rows=st.integers(1, 80), window=st.integers(1, 6), epoch=st.integers(0, 3))
 def test_a_window_keeps_few_shards_in_use(rows: int, window: int, epoch: int) -> None:
     shards = np.arange(rows) // 7

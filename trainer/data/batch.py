@@ -27,7 +27,7 @@ from shards import geometry, masks
 from shards.reader import DamagedRow, parse_row
 from shards.sample import Sample
 from shards.table import shard_name
-from trainer.pixels import PixelValues, cut_tiles, decode_image, place
+from trainer.pixels import PixelValues, count_views, cut_tiles, decode_image, place
 
 PATCH_BYTES = geometry.PATCH * geometry.PATCH * 3
 VECTORS = 4  # ids, targets, positions, segments
@@ -71,9 +71,13 @@ class RowInfo:
     place: str  # directory, shard and offset, for messages
     tokens: int = 0
     images: tuple[tuple[int, int, int], ...] = ()  # (side, w, h) of each image
-    views: tuple[tuple[int, int], ...] = ()  # (side, number of views), in the buffer's order
     samples: tuple[SampleSpan, ...] = ()
     damage: str = ""  # why a row is left out; it then takes part as padding
+
+    @property
+    def views(self) -> dict[int, int]:
+        """Number of views by side, in the buffer's order."""
+        return count_views(self.images)
 
 
 def row_bytes(rows: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
@@ -119,9 +123,10 @@ def _write_samples(samples: Sequence[Sample], row: Any, rules: Rules, out: Buffe
         vectors[3, at:end] = segment
         spans.append(SampleSpan(key=sample.key, source=str(sample.meta.get("source", "")), start=at, stop=end))
         at = end
-    views = _write_pixels(images, out[vectors.nbytes:])
-    return RowInfo(place=place_name, tokens=total, views=views, samples=tuple(spans),
+    info = RowInfo(place=place_name, tokens=total, samples=tuple(spans),
                    images=tuple((geometry.get_mode(mode).side, *grid) for _, _, mode, grid in images))
+    _write_pixels(images, info.views, out[vectors.nbytes:])
+    return info
 
 
 def _images(samples: Sequence[Sample]) -> list[tuple[Sample, int, str, tuple[int, int]]]:
@@ -130,17 +135,11 @@ def _images(samples: Sequence[Sample]) -> list[tuple[Sample, int, str, tuple[int
             for sample in samples for index, image in enumerate(sample.meta["images"])]
 
 
-def _write_pixels(images: Sequence[tuple[Sample, int, str, tuple[int, int]]], out: Buffer) -> tuple[tuple[int, int], ...]:
+def _write_pixels(images: Sequence[tuple[Sample, int, str, tuple[int, int]]], views: dict[int, int], out: Buffer) -> None:
     """Views of all images, those of one side together, in image order; an image's tiles come before its view."""
-    counts: dict[int, int] = {}
-    for _, _, mode, (w, h) in images:
-        if w * h:
-            counts[geometry.TILE] = counts.get(geometry.TILE, 0) + w * h
-        side = geometry.get_mode(mode).side
-        counts[side] = counts.get(side, 0) + 1
     groups: dict[int, Iterator[Buffer]] = {}
     at = 0
-    for side, count in counts.items():
+    for side, count in views.items():
         size = count * side * side * 3
         groups[side] = iter(out[at:at + size].reshape(count, side, side, 3))
         at += size
@@ -152,7 +151,6 @@ def _write_pixels(images: Sequence[tuple[Sample, int, str, tuple[int, int]]], ou
             for tile in cut_tiles(decode_image(stitched), grid):
                 next(groups[geometry.TILE])[:] = tile
         next(groups[geometry.get_mode(mode).side])[:] = place(decode_image(sample.image(index)), mode)
-    return tuple(counts.items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,19 +202,18 @@ def assemble(rows: Sequence[tuple[RowInfo, Buffer]], rules: Rules, *, height: in
     targets = np.full(shape, masks.IGNORE, np.int64)
     positions = np.zeros(shape, np.int64)
     segments = np.full(shape, -1, np.int32)
-    counts: dict[int, int] = {}
     for index, (info, buffer) in enumerate(rows):
         vectors = buffer[:4 * VECTORS * info.tokens].view(np.int32).reshape(VECTORS, info.tokens)
         arrays: tuple[npt.NDArray[Any], ...] = (inputs, targets, positions, segments)
         for array, vector in zip(arrays, vectors):
             array[index, :info.tokens] = vector
-        for side, count in info.views:
-            counts[side] = counts.get(side, 0) + count
+    images = tuple(image for info, _ in rows for image in info.images)
+    counts = count_views(images)
     views = {side: torch.empty((count, side, side, 3), dtype=torch.uint8, pin_memory=pin) for side, count in counts.items()}
     used = dict.fromkeys(counts, 0)
     for info, buffer in rows:
         at = 4 * VECTORS * info.tokens
-        for side, count in info.views:
+        for side, count in info.views.items():
             size = count * side * side * 3
             source = torch.from_numpy(buffer[at:at + size]).view(count, side, side, 3)
             views[side][used[side]:used[side] + count].copy_(source)
@@ -230,7 +227,7 @@ def assemble(rows: Sequence[tuple[RowInfo, Buffer]], rules: Rules, *, height: in
     if views:
         pixel_values = PixelValues(
             views={side: group.permute(0, 3, 1, 2) for side, group in views.items()},
-            images=tuple(image for info, _ in rows for image in info.images),
+            images=images,
             positions=tensor(np.flatnonzero(inputs == rules.image_id)))
     media = {"pixel_values": pixel_values, "position_ids": tensor(positions), "segment_ids": tensor(segments),
              "target_positions": tensor(np.flatnonzero(targets != masks.IGNORE))}

@@ -62,10 +62,6 @@ class RowSource:
         row = directory.rows[self.split][task[1]]
         return write_row(data, row, self.rules, out, where=directory.store.where, split=self.split)
 
-    def name(self, task: Task) -> str:
-        """Directory and table row, for messages about a row that could not be read at all."""
-        return f"{self.directories[task[0]].store.where}, row {task[1]} of {self.split}"
-
 
 def _work(source: RowSource, slots: Sequence[Buffer], pipe: Connection, parent: int) -> None:
     """A worker: (slot, task) in, (slot, RowInfo or error) out, in order; the store's reads run ahead of decoding."""
@@ -96,7 +92,8 @@ def _work(source: RowSource, slots: Sequence[Buffer], pipe: Connection, parent: 
             except DamagedRow as error:
                 result = error
             except Exception as error:  # an unreachable store, a bug: the loop must hear of it
-                result = RuntimeError(f"{source.name(task)}: {type(error).__name__}: {error}")
+                place = source.directories[task[0]].describe(source.split, task[1])
+                result = RuntimeError(f"{place}: {type(error).__name__}: {error}")
             scratches.append(scratch)
             pipe.send((slot, result))
 

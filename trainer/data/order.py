@@ -139,15 +139,12 @@ class Order:
             raise ValueError(f"{len(weights)} weights for {len(shards)} directories: give one each")
         self.batch_rows, self.seed = batch_rows, seed
         self._patches = [np.asarray(rows, dtype=np.int64) for rows in patches]
-        self._starts = np.cumsum([0, *self.counts])
-        if weights is None or len(shards) == 1:
-            # One stream over all rows; shards of different directories must not be taken for one another.
-            joined = [np.asarray(rows, dtype=np.int64) + (index << 32) for index, rows in enumerate(shards)]
-            self._streams = [np.concatenate(joined)]
-            self._pattern = np.zeros(1, dtype=np.int64)
-        else:
-            self._streams = [np.asarray(rows, dtype=np.int64) for rows in shards]
-            self._pattern = mixture_pattern(weights)
+        # A stream's rows: their shards (those of different directories must not be taken for one another), and where they are.
+        self._streams = [np.asarray(rows, dtype=np.int64) + (index << 32) for index, rows in enumerate(shards)]
+        self._places = [np.stack([np.full(count, index), np.arange(count)], 1) for index, count in enumerate(self.counts)]
+        if weights is None:
+            self._streams, self._places = [np.concatenate(self._streams)], [np.concatenate(self._places)]
+        self._pattern = np.zeros(1, dtype=np.int64) if weights is None else mixture_pattern(weights)
         if any(len(stream) == 0 for stream in self._streams):
             raise ValueError("a directory holds no packed rows: leave it out")
         # _before[d, i]: how often stream d comes among the first i positions of the pattern.
@@ -175,12 +172,8 @@ class Order:
         for position in range(step * self.batch_rows, (step + 1) * self.batch_rows):
             stream = int(self._pattern[position % len(self._pattern)])
             epoch, index = divmod(self._drawn(stream, position), len(self._streams[stream]))
-            row = int(self._permutation(stream, epoch)[index])
-            if len(self._streams) == 1:
-                directory = int(np.searchsorted(self._starts, row, side="right")) - 1
-                found.append((directory, row - int(self._starts[directory])))
-            else:
-                found.append((stream, row))
+            directory, row = self._places[stream][self._permutation(stream, epoch)[index]].tolist()
+            found.append((directory, row))
         return found
 
     def micro_batches(self, step: int, rank: int, split: Split) -> list[list[tuple[int, int]]]:

@@ -12,6 +12,7 @@ shards in use within it (otherwise a global shuffle fetches a whole shard for ev
 import contextlib
 import fcntl
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +24,6 @@ from shards import table
 from shards.reader import DamagedRow
 
 S3_ATTEMPTS = 8  # botocore backs off between them
-COPY_BYTES = 16 << 20
 
 
 class Scratch:
@@ -53,10 +53,6 @@ class Store(Protocol):
         """A whole small file of the directory; FileNotFoundError without it."""
         ...
 
-    def fetch(self, name: str, path: Path) -> None:
-        """Copy a whole file of the directory to a local path."""
-        ...
-
 
 def _read_at(file: int, row: Any, scratch: Scratch | None, place: str) -> memoryview:
     """A row's bytes from an open shard; DamagedRow, naming the place, if the file ends before."""
@@ -83,21 +79,16 @@ class LocalStore:
         self._files: dict[str, int] = {}  # by name; positional reads share them among threads
 
     def read_bytes(self, split: str, row: Any, scratch: Scratch | None = None) -> bytes | memoryview:
-        """See Store."""
         name = table.shard_name(split, int(row["shard"]))
         if name not in self._files:
             self._files[name] = os.open(self._folder / name, os.O_RDONLY)
         return _read_at(self._files[name], row, scratch, f"{self.where}/{name}")
 
     def read_file(self, name: str) -> bytes:
-        """See Store."""
         return (self._folder / name).read_bytes()
 
     def fetch(self, name: str, path: Path) -> None:
-        """See Store."""
-        with open(self._folder / name, "rb") as source, open(path, "wb") as target:
-            while chunk := source.read(COPY_BYTES):
-                target.write(chunk)
+        shutil.copyfile(self._folder / name, path)
 
 
 class S3Store:
@@ -147,7 +138,6 @@ class S3Store:
         raise AssertionError("unreachable")
 
     def read_bytes(self, split: str, row: Any, scratch: Scratch | None = None) -> bytes | memoryview:
-        """See Store."""
         name, start, length = table.shard_name(split, int(row["shard"])), int(row["offset"]), int(row["length"])
         data = self._get(name, Range=f"bytes={start}-{start + length - 1}")
         if len(data) != length:
@@ -155,11 +145,9 @@ class S3Store:
         return data
 
     def read_file(self, name: str) -> bytes:
-        """See Store."""
         return self._get(name)
 
     def fetch(self, name: str, path: Path) -> None:
-        """See Store."""
         self._s3().download_file(self._bucket, self._key(name), str(path))
 
 
@@ -177,14 +165,13 @@ class CachedStore:
     A shard in use is never pulled away from a reader: an open file outlives its name.
     """
 
-    def __init__(self, inner: Store, cache: Cache) -> None:
+    def __init__(self, inner: LocalStore | S3Store, cache: Cache) -> None:
         self.where, self._inner, self._bytes = inner.where, inner, cache.bytes
         self.in_flight = max(2, inner.in_flight)  # the next shard is fetched while a row is decoded
         name = "".join(c if c.isalnum() else "-" for c in inner.where).strip("-")[-80:]
         self._folder = cache.folder / name
 
     def read_bytes(self, split: str, row: Any, scratch: Scratch | None = None) -> bytes | memoryview:
-        """See Store."""
         name = table.shard_name(split, int(row["shard"]))
         with self._open(name) as file:
             return _read_at(file, row, scratch, f"{self.where}/{name}")
@@ -229,19 +216,14 @@ class CachedStore:
                     total -= sizes[path].st_size
 
     def read_file(self, name: str) -> bytes:
-        """See Store."""
         return self._inner.read_file(name)
-
-    def fetch(self, name: str, path: Path) -> None:
-        """See Store."""
-        self._inner.fetch(name, path)
 
 
 def open_store(where: str, cache: Cache | None = None) -> Store:
     """The store of a folder or an s3:// address."""
     if "://" in where and not where.startswith("s3://"):
         raise ValueError(f"{where!r}: shards are read from a folder or from s3://")
-    store: Store = S3Store(where) if where.startswith("s3://") else LocalStore(Path(where))
+    store = S3Store(where) if where.startswith("s3://") else LocalStore(Path(where))
     return CachedStore(store, cache) if cache else store
 
 
@@ -252,6 +234,11 @@ class ShardDirectory:
     store: Store
     manifest: dict[str, Any]
     rows: dict[str, table.Rows]  # by split
+
+    def describe(self, split: str, index: int) -> str:
+        """A row as a person finds it: directory, shard and offset."""
+        row = self.rows[split][index]
+        return f"{self.store.where}/{table.shard_name(split, int(row['shard']))} at offset {int(row['offset'])}"
 
 
 def open_directory(where: str, cache: Cache | None = None) -> ShardDirectory:
