@@ -10,7 +10,6 @@ from types import FrameType
 from typing import Any, Self
 
 PR_SET_PDEATHSIG = 1
-PARENT = os.getppid()  # before torch is imported: a torchrun that dies meanwhile would leave the rank to wait for a dead store
 
 
 def die_with_parent(parent: int) -> None:
@@ -26,10 +25,13 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def guard_rank() -> None:
-    """Tie a rank to the torchrun that started it; a process started by hand stays independent of its shell (nohup)."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        die_with_parent(PARENT)
+# Importing this module ties a rank to the torchrun that started it; a process started by hand stays independent of its shell
+# (nohup). It is imported before torch, which takes seconds: a rank whose torchrun dies meanwhile would wait half an hour for the
+# store of a dead launcher, with the run's folder locked.
+if "TORCHELASTIC_RUN_ID" in os.environ:
+    if sys.platform == "linux" and os.getppid() == 1 and b"python" not in Path("/proc/1/cmdline").read_bytes():
+        os._exit(1)  # an orphan already: process 1 is no torchrun
+    die_with_parent(os.getppid())
 
 
 class RunLock:

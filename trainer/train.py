@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.guard import RunLock, Signals, guard_rank  # isort: skip (first of all: see PARENT there)
+from trainer.guard import RunLock, Signals  # isort: skip (before torch: it ties a rank to its torchrun)
 
 import torch
 import torch.distributed as dist
@@ -480,7 +480,6 @@ def run(settings: Settings, directories: Sequence[ShardDirectory], place: Place)
 def main(argv: Sequence[str] | None = None) -> int:
     """The command: 0 done, 1 cannot go on, 2 usage, 128 + n after signal n."""
     arguments = parser().parse_args(argv)
-    guard_rank()
     first = int(os.environ.get("LOCAL_RANK", 0)) == 0
     place = Place.find("cpu")
     try:

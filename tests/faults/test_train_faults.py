@@ -3,6 +3,7 @@
 The short form kills three times; the long one (`just test-slow`) twenty times, at random moments.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -23,13 +25,33 @@ from trainer import checkpoint
 ROOT = Path(__file__).parents[2]
 
 
-def launch(shards: Path, out: Path, steps: int) -> subprocess.Popen[bytes]:
+Launch = Callable[[Path, Path, int], subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def launch() -> Iterator[Launch]:
+    """Starts runs; one that a failed test leaves behind would train on beside the rest of the suite."""
+    started = []
+
+    def start(shards: Path, out: Path, steps: int) -> subprocess.Popen[bytes]:
+        started.append(two_ranks(shards, out, steps))
+        return started[-1]
+
+    yield start
+    for process in started:
+        for one in family(process.pid) if process.poll() is None else []:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        process.wait(timeout=30)
+
+
+def two_ranks(shards: Path, out: Path, steps: int) -> subprocess.Popen[bytes]:
     """A run of two ranks, each with a worker, that goes on from whatever is there."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
                str(ROOT / "trainer" / "train.py"), "--shards", str(shards), "--out", str(out), "--track", "none", "--device", "cpu",
                "--workers", "1", "--max-steps", str(steps), "--save-every", "2", "--eval-every", "5", "--keep", "2", "--resume"]
-    log = open(out.with_suffix(".err"), "ab")
-    return subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True)
+    with open(out.with_suffix(".err"), "ab") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True)
 
 
 def family(pid: int) -> list[psutil.Process]:
@@ -68,7 +90,7 @@ def logged(out: Path) -> list[tuple[int, float]]:
     return found
 
 
-def run_with_kills(tmp_path: Path, *, kills: int, steps: int, seed: int) -> None:
+def run_with_kills(launch: Launch, tmp_path: Path, *, kills: int, steps: int, seed: int) -> None:
     """One run undisturbed, one killed again and again; both must end with the same curve and the same weights."""
     rng = random.Random(seed)
     shards = make_directory(tmp_path / "shards", rows=14, val_rows=2, seq_len=64, train={"batch_rows": 4, "lr": 4e-4})
@@ -110,17 +132,17 @@ def run_with_kills(tmp_path: Path, *, kills: int, steps: int, seed: int) -> None
     assert not list(out.glob(".*.partial"))
 
 
-def test_killed_and_resumed_is_the_same_run(tmp_path: Path) -> None:
-    run_with_kills(tmp_path, kills=2, steps=8, seed=1)
+def test_killed_and_resumed_is_the_same_run(launch: Launch, tmp_path: Path) -> None:
+    run_with_kills(launch, tmp_path, kills=2, steps=8, seed=1)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-def test_twenty_kills(tmp_path: Path) -> None:
-    run_with_kills(tmp_path, kills=20, steps=40, seed=2)
+def test_twenty_kills(launch: Launch, tmp_path: Path) -> None:
+    run_with_kills(launch, tmp_path, kills=20, steps=40, seed=2)
 
 
-def test_a_terminated_torchrun_saves_within_its_thirty_seconds(tmp_path: Path) -> None:
+def test_a_terminated_torchrun_saves_within_its_thirty_seconds(launch: Launch, tmp_path: Path) -> None:
     """SIGTERM to torchrun, as a cluster sends it: the step under way is dropped, the last whole one is saved."""
     shards = make_directory(tmp_path / "shards", rows=14, val_rows=2, seq_len=64, train={"batch_rows": 4, "lr": 4e-4})
     process = launch(shards, tmp_path / "run", 10_000)
@@ -137,19 +159,17 @@ def test_a_terminated_torchrun_saves_within_its_thirty_seconds(tmp_path: Path) -
     assert max(checkpoint.folders(tmp_path / "run")) == steps[-1]  # nothing that was logged is lost
 
 
-def test_a_folder_takes_one_torchrun_at_a_time(tmp_path: Path) -> None:
+def test_a_folder_takes_one_torchrun_at_a_time(launch: Launch, tmp_path: Path) -> None:
     shards = make_directory(tmp_path / "shards", rows=14, val_rows=0, seq_len=64, train={"batch_rows": 4, "lr": 4e-4})
     first = launch(shards, tmp_path / "run", 10_000)
-    try:
-        deadline = time.monotonic() + 120
-        while not logged(tmp_path / "run") and first.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        second = subprocess.run([sys.executable, str(ROOT / "trainer" / "train.py"), "--shards", str(shards), "--out",
-                                 str(tmp_path / "run"), "--resume", "--device", "cpu"], capture_output=True, text=True, timeout=120)
-        assert second.returncode == 1
-        assert "in use by another run" in second.stderr
-    finally:
-        processes = family(first.pid)
-        first.kill()
-        first.wait()
-        wait_for_death(processes)
+    deadline = time.monotonic() + 120
+    while not logged(tmp_path / "run") and first.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    second = subprocess.run([sys.executable, str(ROOT / "trainer" / "train.py"), "--shards", str(shards), "--out",
+                             str(tmp_path / "run"), "--resume", "--device", "cpu"], capture_output=True, text=True, timeout=120)
+    assert second.returncode == 1
+    assert "in use by another run" in second.stderr
+    processes = family(first.pid)
+    first.kill()
+    first.wait(timeout=30)
+    wait_for_death(processes)
