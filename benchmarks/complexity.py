@@ -206,6 +206,7 @@ def draw(found: list[Curve], path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    import matplotlib.ticker
 
     colours = {"plan": "#4a4a4a", "build": "#1f4e9c", "finalize": "#2b8a3e", "verify": "#d1571f", "loader start": "#8b3fa0"}
     columns = {"samples, or rows of the table": ("samples", "rows"), "shards": ("shards",), "workers": ("workers",)}
@@ -218,13 +219,16 @@ def draw(found: list[Curve], path: Path) -> None:
                     values = getattr(curve, unit)
                     note = "" if curve.against == "workers" else f"  ~ n^{exponent(curve.sizes, values):.2f}"
                     panel.loglog(curve.sizes, values, "o-", color=colours[curve.operation], label=f"{curve.operation}{note}")
+            if row:  # memory hardly grows: from zero it shows
+                panel.set_yscale("linear")
+                panel.set_ylim(bottom=0)
             panel.set_xlabel(label)
             panel.set_ylabel("seconds" if row == 0 else "MB, most")
             panel.grid(alpha=0.3, which="both")
             panel.legend(fontsize=8)
             if column == 2:
                 panel.set_xticks(WORKERS, map(str, WORKERS))
-                panel.minorticks_off()
+                panel.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
     figure.suptitle("Time and memory of plan, build, finalize, verify and loader start")
     figure.savefig(path, dpi=100, metadata={"Software": None})
 
