@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
+from pipeline import progress
 from pipeline.build.finalize import finalize
 from pipeline.build.local import TaskDone
 from pipeline.build.state import BuildState, BuildStateError
@@ -133,7 +134,7 @@ class _Progress:
     def __init__(self, plan: Plan, shards: list[int], quiet: bool) -> None:
         rows = sum(block.rows for shard in shards for block in plan.shards[shard])
         self.bar = tqdm(total=rows, unit="row", file=sys.stderr, disable=quiet or not shards, smoothing=0.05,
-                        desc=f"{len(shards)} shards", mininterval=0.5)
+                        desc=f"{len(shards)} shards", mininterval=progress.interval())
         self.rows = self.samples = self.bytes = self.rejects = self.tasks = 0
         self.begun = time.monotonic()
 
@@ -153,7 +154,8 @@ class _Progress:
         seconds = max(1e-9, time.monotonic() - self.begun)
         self.bar.n = min(self.bar.total or 0, self.rows)
         self.bar.set_postfix_str(f"{self.tasks} done, {self.samples / seconds:.0f} samples/s, "
-                                 f"{self.bytes / seconds / 1e6:.1f} MB/s, {self.rejects} left out")
+                                 f"{self.bytes / seconds / 1e6:.1f} MB/s, {self.rejects} left out", refresh=False)
+        self.bar.update(0)
 
     def close(self) -> None:
         """Leave the bar as it stands."""

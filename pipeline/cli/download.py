@@ -12,6 +12,7 @@ from typing import Any
 import click
 from tqdm import tqdm
 
+from pipeline import progress
 from pipeline.cli import options
 from pipeline.download import CONNECTIONS, Fetched, Watch, download, subset_recipe
 from pipeline.plan import MissingSetsError, make_command
@@ -30,7 +31,7 @@ class Bar:
     def stage(self, name: str, total: int, unit: str) -> None:
         self.close()
         self._bar = tqdm(total=total, desc=name, unit=unit, unit_scale=unit == "B", unit_divisor=1000, file=sys.stderr,
-                         mininterval=0.5 if sys.stderr.isatty() else 15, smoothing=0.05, dynamic_ncols=True)
+                         mininterval=progress.interval(), smoothing=0.05, dynamic_ncols=True)
 
     def step(self, n: int) -> None:
         with self._lock:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from tqdm import tqdm
 
+from pipeline import progress
 from pipeline.cli import options
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def command(recipe: str, raw: Path, out: str | None, subsets: tuple[str, ...], f
     with options.clear_errors():
         loaded = options.read_recipe(recipe, subsets=subsets, fraction=fraction, mode=mode, seed=seed, overrides=overrides)
         on_hub = {source.name for source in loaded.sources if source.on_hub}
-        with tqdm(desc="footers", unit=" files", file=sys.stderr, mininterval=1, leave=False,
+        with tqdm(desc="footers", unit=" files", file=sys.stderr, mininterval=progress.interval(), leave=False,
                   disable=not sys.stderr.isatty()) as bar:
             if origin == "auto":
                 try:

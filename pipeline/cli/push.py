@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from pipeline import progress
+
 
 def check_repo(ctx: click.Context, param: click.Parameter, value: str) -> str:
     """`owner/name` as the hub allows it."""
@@ -38,7 +40,7 @@ def command(folder: Path, repo: str, private: bool, revision: str) -> None:
     disable_progress_bars()  # one bar for all files instead
     try:
         total = sum(entry.bytes for entry in entries_of(folder))
-        with tqdm(total=total, unit="B", unit_scale=True, desc="push") as bar:
+        with tqdm(total=total, unit="B", unit_scale=True, desc="push", mininterval=progress.interval()) as bar:
             done = push(folder, repo, private=private, revision=revision, progress=bar.update)
     except (ValueError, HubError) as error:
         raise click.ClickException(str(error)) from None

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from pipeline import progress
 from pipeline.chem.fetch import PUBCHEM, fetch
 from pipeline.chem.job import PROMPTS, TARGETS, Job, check_target
 from pipeline.chem.strings import ORGANIC, Limits
@@ -33,7 +34,7 @@ class _Bar:
         from tqdm import tqdm
 
         self.close()
-        self._bar = tqdm(total=total or None, desc=name, unit=unit, unit_scale=unit == "B", mininterval=0.5,
+        self._bar = tqdm(total=total or None, desc=name, unit=unit, unit_scale=unit == "B", mininterval=progress.interval(),
                          dynamic_ncols=True)
 
     def step(self, rows: int, rejects: int) -> None:

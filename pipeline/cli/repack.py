@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from pipeline import progress
 from pipeline.cli import options
 
 
@@ -30,7 +31,7 @@ def command(folder: Path, seq_len: int, out: Path, workers: int, fresh: bool) ->
     try:
         job = open_job(folder, out, seq_len=seq_len, fresh=fresh)
         total = sum(shard["samples"] for shard in job.body["shards"])
-        with options.clear_errors(), tqdm(total=total, unit="sample", desc="repack") as bar:
+        with options.clear_errors(), tqdm(total=total, unit="sample", desc="repack", mininterval=progress.interval()) as bar:
             body = repack(job, workers=workers or os.cpu_count() or 1, progress=bar.update)
     except ValueError as error:
         raise click.ClickException(str(error)) from None
