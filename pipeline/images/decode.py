@@ -62,15 +62,15 @@ def upright_size(width: int, height: int, how: int) -> tuple[int, int]:
     return (height, width) if how >= 5 else (width, height)
 
 
-def decode_jpeg(data: bytes, info: jpeg.JpegInfo, at_least: tuple[int, int], *, gray: bool | None = None) -> Pixels:
+def decode_jpeg(data: bytes, info: jpeg.JpegInfo, at_least: tuple[int, int]) -> Pixels:
     """Pixels of a JPEG, not turned, scaled in the DCT to the smallest size that is at least (width, height).
 
-    gray: True decodes the luminance alone. Raises Reject for a stream that libjpeg warns about: pixels are then missing.
+    Raises Reject for a stream that libjpeg warns about: pixels are then missing.
     """
     if info.components == 4:
         check_jpeg(data, info)
         return _convert(_loaded(_open(data, "jpeg"), "jpeg"), "jpeg")
-    return _scaled(data, info, at_least, "GRAY" if gray or info.components == 1 else "RGB")
+    return _scaled(data, info, at_least, "GRAY" if info.components == 1 else "RGB")
 
 
 def _scaled(data: bytes, info: jpeg.JpegInfo, at_least: tuple[int, int], space: str) -> Pixels:

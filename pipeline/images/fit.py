@@ -2,12 +2,12 @@
 
     probe (headers)  ->  too large, wrong format, strip: Reject
     fits already, 8-bit gray, RGB or palette, one frame,    check every code of the stream, keep the bytes
-    upright, no alpha                                       (metadata above 16 kB are cut off, pixels untouched)
+    upright, no alpha                                       (metadata above 1 kB are cut off, pixels untouched)
     else  ->  decode no larger than needed  ->  resample  ->  encode by content
 
 Only JPEG and PNG are kept. A palette without transparency is 8-bit RGB written down briefly, and every reader opens it as that
 (Pillow after `convert("RGB")`): encoded anew with all colours, tables and screenshots would take more than twice the bytes.
-Gray of 1, 2, 4 or 16 bits is encoded anew, as what decoders open as 8-bit gray.
+Gray of one bit gets a palette of black and white; gray of 2, 4 or 16 bits is encoded anew, as what decoders open as 8-bit gray.
 
 Cost: a sixth of decoding to PIL, ImageOps.pad and JPEG (`python benchmarks/images.py`). Memory and time of any one picture are
 bounded by `Limits`.
@@ -15,6 +15,7 @@ bounded by `Limits`.
 
 from dataclasses import dataclass
 
+import numpy as np
 from PIL import Image
 
 from pipeline.conversation import Reject
@@ -31,6 +32,7 @@ DEFAULT_LIMITS = Limits()
 # A JPEG is scaled in the DCT only down to twice the size that is wanted: 39-52 dB on text against scaling all pixels; straight
 # to the size it would be 26-34 dB.
 DCT_MARGIN = 2
+BLACK_WHITE = np.array([[0, 0, 0], [255, 255, 255]], np.uint8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,12 +136,19 @@ def check(source: Source) -> None:
             raise Reject("image-corrupt", f"PNG: {error}") from None
 
 
+def two_coloured(source: Source) -> bytes | None:
+    """An upright gray PNG of one bit as one of two colours, which decoders open as 8 bits; None for other pictures."""
+    info = source.png
+    if info is None or (info.colour, info.bits, info.transparent, source.how) != (0, 1, False, UPRIGHT):
+        return None
+    return png.write_png(np.asarray(decode.decode_png(source.data, info), np.uint8), bits=1, palette=BLACK_WHITE)
+
+
 def pixels_for(source: Source, size: tuple[int, int]) -> decode.Raster:
     """Upright pixels of at least that size (width, height) where the picture has them. Raises Reject."""
     if source.jpeg is not None:
-        gray = source.jpeg.components == 3 and as_gray(decode.check_jpeg(source.data, source.jpeg)).ndim == 2
         wanted = decode.upright_size(size[0] * DCT_MARGIN, size[1] * DCT_MARGIN, source.how)
-        pixels = decode.turn(decode.decode_jpeg(source.data, source.jpeg, wanted, gray=gray), source.how)
+        pixels = decode.turn(as_gray(decode.decode_jpeg(source.data, source.jpeg, wanted)), source.how)
         return decode.Raster(pixels=pixels, extent=(pixels.shape[1], pixels.shape[0]))
     image = source.image if source.png is None else decode.decode_png(source.data, source.png)
     assert image is not None
@@ -158,6 +167,9 @@ def fit_image(data: bytes, mode: str, limits: Limits = DEFAULT_LIMITS) -> Fitted
     if MODES[mode].fit == "pad" and min(width, height) * MODES[mode].side < max(width, height):
         raise Reject("image-strip", f"{width} x {height} pixels would be less than one pixel wide at {MODES[mode].side} pixels")
     kept = source.storable if size == source.size else None
+    if size == source.size and tiles == (0, 0) and kept is None and (few := two_coloured(source)) is not None:
+        return FittedImage(data=few, suffix="png", mode=mode, width=width, height=height, source_width=width, source_height=height,
+                           kept=False)
     tiled = (tiles[0] * TILE, tiles[1] * TILE)
     raster, quality = None, source.jpeg.quality if source.jpeg is not None else None
     if kept is None or tiles != (0, 0):

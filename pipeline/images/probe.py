@@ -34,7 +34,7 @@ class Limits:
     encoded_bytes: int = 256_000_000
     work: int = 1_600_000_000
     decode_bytes: int = 640_000_000
-    metadata_bytes: int = 16_384
+    metadata_bytes: int = 1024
 
 
 def sniff(data: bytes) -> str:

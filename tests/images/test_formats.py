@@ -89,8 +89,8 @@ def test_lab_ycbcr_and_one_bit() -> None:
     assert psnr(array(fitted(encoded(colour.convert("YCbCr"), "TIFF"))), array(colour)) > 30
     line = page(200, 60).convert("1")
     result = fit_image(encoded(line, "PNG"), "base")
-    assert opened(result.data).mode == "L"
-    assert np.array_equal(array(opened(result.data)), array(line.convert("L")))
+    assert result.data[24:26] == b"\1\3"  # a bit a pixel, and a palette, so that decoders open it as 8 bits
+    assert np.array_equal(array(opened(result.data).convert("RGB")), array(line.convert("RGB")))
     # TIFF whose zero is white
     inverted = encoded(Image.fromarray(RAMP), "TIFF", tiffinfo={262: 0})
     assert array(fitted(inverted))[0, 0] == 255
