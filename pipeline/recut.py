@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 
 from pipeline.build.spool import SampleInfo
-from pipeline.build.task import describe, image_members, sample_meta
+from pipeline.build.task import describe, image_members, sample_json
 from pipeline.conversation import PAGE_BREAK, Conversation, Message, Part, Reject
 from pipeline.cut import Fitted, Overlong, cut, fit_to_length
 from pipeline.images import FittedImage
 from pipeline.render import Rendered, render_conversations
 from pipeline.tokens import Tokenizer
-from shards.sample import Sample, encode
+from shards.sample import Sample, members
 from shards.writer import Fields
 
 _TEXT_CUT = re.compile(r"(\d+) tokens")
@@ -141,10 +141,5 @@ def _images(sample: Sample, info: SampleInfo) -> list[FittedImage]:
 
 
 def _piece(item: Fitted, images: list[FittedImage], part: str) -> Piece:
-    meta = sample_meta(item, images)
-    if part:  # a part of a part: "2/3, 1/2"
-        own = json.loads(meta["meta"])
-        own[_PART] = ", ".join(filter(None, [part, own.get(_PART)]))
-        meta["meta"] = json.dumps(own, ensure_ascii=False, sort_keys=True)
-    fields = encode(meta, item.rendered.ids, item.rendered.mask, image_members(images))
+    fields = members(sample_json(item, images, part), item.rendered.ids, item.rendered.mask, image_members(images))
     return Piece(fields=fields, info=describe(item, images, fields))

@@ -83,7 +83,11 @@ def encode_json(meta: dict[str, Any]) -> bytes:
 
     A lone surrogate, which UTF-8 cannot hold, becomes U+FFFD: one character for one, so that offsets stay right.
     """
-    text = _ENCODER.encode(meta)
+    return utf8(_ENCODER.encode(meta))
+
+
+def utf8(text: str) -> bytes:
+    """Text as UTF-8, a lone surrogate as U+FFFD."""
     try:
         return text.encode()
     except UnicodeEncodeError:
@@ -92,13 +96,19 @@ def encode_json(meta: dict[str, Any]) -> bytes:
 
 def encode(meta: dict[str, Any], ids: npt.NDArray[np.int32], mask: npt.NDArray[np.uint8],
            images: Iterable[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
-    """The members of a sample as (suffix, data), in tar order, without the key: what a builder spools."""
-    return [("json", encode_json(meta)), ("ids.npy", encode_npy(ids)), ("mask.npy", encode_npy(mask)), *images]
+    """The members of a sample as (suffix, data), in tar order, without the key."""
+    return members(encode_json(meta), ids, mask, images)
+
+
+def members(meta: bytes, ids: npt.NDArray[np.int32], mask: npt.NDArray[np.uint8],
+            images: Iterable[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+    """The same from an encoded KEY.json: what a builder spools."""
+    return [("json", meta), ("ids.npy", encode_npy(ids)), ("mask.npy", encode_npy(mask)), *images]
 
 
 def encoded_size(fields: Sequence[tuple[str, bytes | memoryview]]) -> int:
     """Bytes that these members take in a tar."""
-    return sum(tar.BLOCK + tar.padded(len(data)) for _, data in fields)
+    return sum([tar.BLOCK + tar.padded(len(data)) for _, data in fields])
 
 
 def decode(key: str, fields: Sequence[tuple[str, bytes | memoryview]]) -> Sample:

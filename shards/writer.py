@@ -142,13 +142,13 @@ def write_shard(folder: Path, split: str, shard: int, rows: Iterable[Iterable[Pa
             for sample in row:
                 key = make_key(split, shard, position)
                 offsets.append(file.size)
-                members, parts, end = [], list[bytes](), file.size
+                members, pieces, end = [], list[bytes | memoryview](), file.size
                 for suffix, data in sample.fields:
-                    name = f"{key}.{suffix}"
-                    members.append((suffix, end + tar.BLOCK, len(data), name))
-                    parts.append(tar.member(name, data))
-                    end += len(parts[-1])
-                file.write(b"".join(parts))
+                    name, size = f"{key}.{suffix}", len(data)
+                    members.append((suffix, end + tar.BLOCK, size, name))
+                    pieces += tar.pieces(name, data)
+                    end += tar.BLOCK + tar.padded(size)
+                file.write(b"".join(pieces))
                 dali.add(members)
                 position += 1
                 row_tokens += sample.tokens
