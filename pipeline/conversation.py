@@ -24,6 +24,9 @@ PAGE_BREAK = "<page_break>"
 MAX_TEXT = 1_000_000
 """Characters of text a conversation may hold: some 300 pages. A longer text could not fit any row, and costs a worker up to
 3 s and 400 MB to tokenize."""
+MAX_MESSAGES = 20_000
+"""Messages a conversation may hold: with their markers at least three rows of 16,384 tokens. A row of 400,000 empty turns took a
+worker 1.9 GB."""
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -167,3 +170,5 @@ def check_messages(messages: Sequence[Message]) -> None:
         raise Reject("no-answer", "the conversation does not end with an answer")
     if (size := sum(len(message.content) for message in messages)) > MAX_TEXT:
         raise Reject("text-too-long", f"{size} characters; the limit is {MAX_TEXT}")
+    if len(messages) > MAX_MESSAGES:
+        raise Reject("too-many-turns", f"{len(messages)} messages; the limit is {MAX_MESSAGES}")

@@ -2,12 +2,17 @@
 
 The second reading is there because our own reader and writer could share a mistake: webdataset must find the same keys, the same
 fields in each sample, and every picture must open at the size its JSON tells.
+
+A directory on object storage (`s3://bucket/prefix`) is checked by the same code: its small files are brought to a scratch folder,
+and for the full check one shard a worker at a time, deleted after it. Quick needs its listing and its two row tables only.
 """
 
+import contextlib
 import io
 import json
 import multiprocessing
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -15,6 +20,8 @@ from typing import Any
 import webdataset
 from PIL import Image
 
+from pipeline.build.target import Target
+from shards import manifest, table
 from shards import verify as checks
 from shards.geometry import TILE
 from shards.sample import make_key
@@ -23,22 +30,69 @@ from shards.verify import Problem
 SHOWN = 20  # problems of one shard that are listed; a broken shard breaks every sample
 
 
-def verify(folder: Path, *, quick: bool = False, workers: int = 1) -> Iterator[Problem]:
-    """Problems of a shard directory, none if it is whole. Raises ValueError without a readable manifest."""
+def verify(place: Path | str, *, quick: bool = False, workers: int = 1) -> Iterator[Problem]:
+    """Problems of a shard directory or URL, none if it is whole. Raises ValueError without a readable manifest, TargetError."""
+    if isinstance(place, str) and is_remote(place):
+        with fetched(place, [*table.FILES.values()] if quick else None) as folder:
+            yield from _verify(folder, Target(url=place), quick, workers)
+    else:
+        yield from _verify(Path(place), None, quick, workers)
+
+
+def is_remote(place: str) -> bool:
+    """Whether a shard directory is named by a URL."""
+    return "://" in place
+
+
+@contextlib.contextmanager
+def fetched(url: str, names: Sequence[str] | None = None) -> Iterator[Path]:
+    """A scratch folder with the manifest of a remote directory and these of its files (None: all but shards and indexes).
+
+    Raises IncompleteError where there is no manifest. A listed file that is not there is left out.
+    """
+    target = Target(url=url)
+    with tempfile.TemporaryDirectory(prefix="shards-") as scratch:
+        folder = Path(scratch)
+        if target.manifest() is None:
+            raise manifest.IncompleteError(f"{url} has no {manifest.NAME}: no build has finished there, or the URL is wrong")
+        target.get(manifest.NAME, folder / manifest.NAME)
+        body = checks.load_manifest(folder)
+        for name in [entry["name"] for entry in body["files"]] if names is None else names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                target.get(name, folder / name)
+        yield folder
+
+
+def _verify(folder: Path, target: Target | None, quick: bool, workers: int) -> Iterator[Problem]:
     body = checks.load_manifest(folder)
-    yield from checks.check_files(folder, body)
+    yield from checks.check_files(folder, body, None if target is None else target.sizes())
     yield from checks.check_tables(folder, body)
     if quick:
         return
     for entry in body["files"]:
         yield from checks.check_sha256(folder, entry)
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for future in as_completed([pool.submit(verify_shard, folder, body, entry) for entry in body["shards"]]):
+        for future in as_completed([pool.submit(verify_shard, folder, body, entry, target) for entry in body["shards"]]):
             yield from future.result()
 
 
-def verify_shard(folder: Path, body: dict[str, Any], entry: dict[str, Any]) -> list[Problem]:
-    """All problems of one shard, cut after SHOWN."""
+def verify_shard(folder: Path, body: dict[str, Any], entry: dict[str, Any], target: Target | None = None) -> list[Problem]:
+    """All problems of one shard, cut after SHOWN. With a target the shard is brought to `folder` first, and deleted at the end."""
+    if target is None:
+        return _verify_shard(folder, body, entry)
+    names = [entry["name"], *(index["name"] for index in entry["indexes"])]
+    try:
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # check_files said so
+                target.get(name, folder / name)
+        return _verify_shard(folder, body, entry)
+    finally:
+        for name in names:
+            (folder / name).unlink(missing_ok=True)
+
+
+def _verify_shard(folder: Path, body: dict[str, Any], entry: dict[str, Any]) -> list[Problem]:
     problems = [problem for part in (entry, *entry["indexes"]) for problem in checks.check_sha256(folder, part)]
     found = [*checks.check_shard(folder, body, entry)]
     if not found and not problems:

@@ -9,7 +9,7 @@ Cost: quick reads the tables only; full reads every byte once, about 400 MB/s a 
 
 import hashlib
 import mmap
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,18 +32,23 @@ class Problem:
         return f"{self.file}: {self.detail}"
 
 
-def check_files(folder: Path, body: dict[str, Any]) -> Iterator[Problem]:
-    """Presence and size of every listed file, and foreign shards."""
+def local_sizes(folder: Path) -> dict[str, int]:
+    """Every file of a directory by its name in it, with its size."""
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+
+
+def check_files(folder: Path, body: dict[str, Any], sizes: Mapping[str, int] | None = None) -> Iterator[Problem]:
+    """Presence and size of every listed file, and foreign shards; `sizes`: of what is there, where that is not a local folder."""
+    sizes = local_sizes(folder) if sizes is None else sizes
     listed = {entry["name"]: entry["bytes"] for entry in listed_files(body)}
     for name, size in listed.items():
-        path = folder / name
-        if not path.is_file():
+        if name not in sizes:
             yield Problem(file=name, detail="missing")
-        elif path.stat().st_size != size:
-            yield Problem(file=name, detail=f"{path.stat().st_size} bytes where the manifest says {size}")
-    for path in sorted(folder.glob("*.tar")):
-        if path.name not in listed:
-            yield Problem(file=path.name, detail="a shard that the manifest does not list: of another build")
+        elif sizes[name] != size:
+            yield Problem(file=name, detail=f"{sizes[name]} bytes where the manifest says {size}")
+    for name in sorted(sizes):
+        if name.endswith(".tar") and "/" not in name and name not in listed:
+            yield Problem(file=name, detail="a shard that the manifest does not list: of another build")
 
 
 def listed_files(body: dict[str, Any]) -> list[dict[str, Any]]:

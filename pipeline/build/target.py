@@ -97,6 +97,14 @@ class Target:
         except PermissionError as error:
             raise TargetError(f"{self.url}: {name} cannot be read: {error}; check the credentials") from None
 
+    def get(self, name: str, local: Path) -> None:
+        """Bring one file to the local disk. Raises FileNotFoundError, TargetError."""
+        fs, root = _open(self.url)
+        try:
+            fs.get_file(f"{root}/{name}", str(local))
+        except PermissionError as error:
+            raise TargetError(f"{self.url}: {name} cannot be read: {error}; check the credentials") from None
+
     def sizes(self, suffix: str = "") -> dict[str, int]:
         """Every object below the directory (or, with ".build", below the work folder) with its size."""
         fs, root = _open(self.url)
@@ -106,6 +114,8 @@ class Target:
             found = fs.find(base, detail=True)
         except FileNotFoundError:
             return {}
+        except PermissionError as error:
+            raise TargetError(f"{self.url}{suffix} cannot be listed: {error}; check the bucket and the credentials") from None
         return {path.removeprefix(f"{base}/"): int(info["size"]) for path, info in found.items() if path.startswith(f"{base}/")}
 
     def manifest(self) -> dict[str, Any] | None:

@@ -256,5 +256,5 @@ def write_png(pixels: NDArray[np.uint8], *, bits: int = 8, palette: NDArray[np.u
     filtered[:, 1:] = rows
     header = struct.pack(">IIBBBBB", width, height, bits, 2 if pixels.ndim == 3 else 0 if palette is None else 3, 0, 0, 0)
     colours = b"" if palette is None else _chunk(b"PLTE", palette.tobytes())
-    stream = isal_zlib.compress(filtered, 1) if palette is None else zlib.compress(filtered, 6)
+    stream = isal_zlib.compress(filtered, 1) if palette is None else zlib.compress(filtered.data, 6)
     return SIGNATURE + _chunk(b"IHDR", header) + colours + _chunk(b"IDAT", stream) + _chunk(b"IEND", b"")

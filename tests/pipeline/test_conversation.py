@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.conversation import MAX_TEXT, Message, Reject, check_messages, clean_text, place_images, turns_of
+from pipeline.conversation import MAX_MESSAGES, MAX_TEXT, Message, Reject, check_messages, clean_text, place_images, turns_of
 from tests.pipeline.tiny import talk
 
 
@@ -94,3 +94,10 @@ def test_twins_share_a_key_hash() -> None:
     assert talk("a", "b", images=1).key_hash() == talk("c", "d", images=1).key_hash()
     assert talk("a", "b", images=1).key_hash() != talk("a", "b", images=2).key_hash()
     assert talk("a", "b").key_hash() == talk("a", "b").key_hash() != talk("a", "c").key_hash()
+
+
+def test_a_row_of_countless_tiny_turns_is_left_out() -> None:
+    turn = (Message(role="user", content="a"), Message(role="assistant", content="b"))
+    check_messages(turn * (MAX_MESSAGES // 2))
+    with pytest.raises(Reject, match=f"too-many-turns: {MAX_MESSAGES + 2} messages"):
+        check_messages(turn * (MAX_MESSAGES // 2 + 1))

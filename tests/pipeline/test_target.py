@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from pipeline.build import target as module
 from pipeline.build.state import BuildStateError, open_build
 from pipeline.build.target import Target, TargetError
+from pipeline.cli import cli
 from pipeline.plan import Plan
 from tests.pipeline.small_sets import contents, run_build, small_plan, small_raw
 
@@ -227,3 +229,41 @@ def test_other_file_systems_too(plan: Plan, local: dict[str, bytes], tmp_path: P
     assert contents(tmp_path / "out") == local
 
 
+def told(*arguments: str) -> tuple[int, str]:
+    """Exit code, and what a command printed on both streams."""
+    result = CliRunner().invoke(cli, arguments)
+    return result.exit_code, result.output
+
+
+@pytest.mark.parametrize("quick", [(), ("--quick",)])
+def test_verify_reads_a_url_and_names_what_is_wrong(
+        plan: Plan, local: dict[str, bytes], url: str, tmp_path: Path, quick: tuple[str, ...]) -> None:
+    run_build(plan, open_build(plan, url, work=tmp_path))
+    code, output = told("verify", url, "--workers", "2", *quick)
+    assert code == 0
+    assert json.loads(output.splitlines()[-1])["shards"] == len(json.loads(local["manifest.json"])["shards"])
+    bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    client = boto3.client("s3")
+    client.delete_object(Bucket=bucket, Key=f"{prefix}/train-000000.idx")
+    client.put_object(Bucket=bucket, Key=f"{prefix}/train-000009.tar", Body=b"x")
+    whole = bytearray(local["train-000001.tar"])
+    whole[len(whole) // 2] ^= 4
+    client.put_object(Bucket=bucket, Key=f"{prefix}/train-000001.tar", Body=bytes(whole))
+    code, output = told("verify", url, "--workers", "2", *quick)
+    assert code == 1
+    assert "train-000000.idx: missing" in output
+    assert "train-000009.tar: a shard that the manifest does not list" in output
+    assert ("train-000001.tar: sha256 is" in output) == (not quick)
+
+
+def test_stats_reads_a_url_and_inspect_says_that_it_does_not(plan: Plan, url: str, tmp_path: Path) -> None:
+    code, output = told("stats", url)
+    assert (code, "has no manifest.json" in output) == (1, True)
+    code, output = told("verify", url)
+    assert (code, "has no manifest.json" in output) == (1, True)
+    run_build(plan, open_build(plan, url, work=tmp_path))
+    code, output = told("stats", url, "--json")
+    assert code == 0
+    assert json.loads(output)
+    code, output = told("inspect", url)
+    assert (code, "bring the directory here first" in output) == (1, True)
