@@ -17,7 +17,6 @@ import json
 import math
 import platform
 import shlex
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -149,10 +148,9 @@ class Plan:
 def versions() -> dict[str, str]:
     """Versions that shard bytes depend on: libraries, codecs inside Pillow, Python's minor version and the architecture."""
     found = {name: importlib.metadata.version(name)
-             for name in ("numpy", "pyarrow", "tokenizers", "isal", "opencv-python-headless", "simplejpeg", "docling-core",
-                          "nano-deepseek-ocr")}
+             for name in ("numpy", "pyarrow", "tokenizers", "isal", "deflate", "opencv-python-headless", "simplejpeg",
+                          "docling-core", "nano-deepseek-ocr")}
     found["Pillow"] = PIL.__version__
-    found["zlib"] = zlib.ZLIB_RUNTIME_VERSION
     for codec in ("jpg", "libjpeg_turbo", "zlib", "webp", "avif", "libtiff"):
         if (version := features.version(codec)) is not None:
             found[f"Pillow/{codec}"] = version
