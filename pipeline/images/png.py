@@ -169,7 +169,7 @@ def parse_png(data: bytes) -> PngInfo:
                    idat=tuple(idat), head=b"".join(head), exif=exif, xmp=xmp)
 
 
-def _chunk(kind: bytes, payload: bytes) -> bytes:
+def _chunk(kind: bytes, payload: bytes | bytearray) -> bytes:
     return struct.pack(">I", len(payload)) + kind + payload + struct.pack(">I", isal_zlib.crc32(payload, isal_zlib.crc32(kind)))
 
 
