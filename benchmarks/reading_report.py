@@ -16,13 +16,20 @@ CELL, TEXT, COLUMNS, SHOWN = 128, 34, 8, 16
 MARK = "<!-- made by benchmarks.reading: what stands below is written anew by each run -->"
 
 
+def blind_at(run: Path) -> int | None:
+    """The step at which the trainer stopped a run because it had stopped looking at the pictures, if it did."""
+    events = run / "events.jsonl"
+    lines = [json.loads(line) for line in events.read_text().splitlines()] if events.exists() else []
+    return next((line["step"] for line in lines if line.get("event") == "collapse"), None)
+
+
 def curve_of(run: Path) -> dict[str, Any]:
     """From a run's logs: samples read until the gap between exchanged and true pictures passed .5, last loss, minutes of steps."""
     steps = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     seen = {entry["step"]: entry["samples_seen"] for entry in steps}
     looks = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     looked = next((seen[line["step"]] for line in looks if line.get("eval", {}).get("gap", 0) > 0.5), None)
-    return {"samples": steps[-1]["samples_seen"], "looked_at": looked, "loss": steps[-1]["loss"],
+    return {"blind_at": blind_at(run), "samples": steps[-1]["samples_seen"], "looked_at": looked, "loss": steps[-1]["loss"],
             "minutes": sum(entry["seconds"] for entry in steps) / 60}
 
 
@@ -32,6 +39,9 @@ def table(entries: list[dict[str, Any]]) -> str:
              "|---|---|---|---|---|---|---|---|---|---|---|"]
     for entry in entries:
         looked = f"{entry['looked_at']:,} pictures" if entry["looked_at"] else "never"
+        if not entry["scores"]:
+            lines.append(f"| {entry['name']} | {entry['seed']} | {entry['init'] or 'scratch'} | stopped by the trainer: blind at step "
+                         f"{entry['blind_at']} | | | | | | {looked} | {entry['minutes']:.1f} |")
         for test, scores in entry["scores"].items():
             lines.append(
                 f"| {entry['name']} | {entry['seed']} | {entry['init'] or 'scratch'} | {test} | {scores['answers']} | "

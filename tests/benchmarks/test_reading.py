@@ -61,11 +61,13 @@ def test_the_report_keeps_what_was_written_above_it(tmp_path: Path) -> None:
         {"name": "strings-0", "seed": 0, "init": None, "scores": {"strings": scores}, "reports": folders, "looked_at": 900,
          "minutes": 3.0},
         {"name": "carried", "seed": 0, "init": "strings-0", "scores": {"molecules": scores, "real": scores}, "reports": folders,
-         "looked_at": None, "minutes": 3.0}]
+         "looked_at": None, "minutes": 3.0},
+        {"name": "fresh", "seed": 0, "init": None, "scores": {}, "reports": {}, "looked_at": None, "blind_at": 160, "minutes": 1.0}]
     report = tmp_path / "reading.md"
     report.write_text("# Mine\n\nwords\n\n" + reading_report.MARK + "\nold\n")
     reading_report.write(report, entries)
     text = report.read_text()
     assert text.startswith("# Mine\n\nwords\n") and "old" not in text
     assert "| strings-0 | 0 | scratch | strings | 1 | 50.0% | 0.0% |" in text and "| never |" in text
+    assert "stopped by the trainer: blind at step 160" in text
     assert Image.open(tmp_path / "reading.png").size[0] > 8 * 128
