@@ -40,8 +40,8 @@ def table(entries: list[dict[str, Any]]) -> str:
     for entry in entries:
         looked = f"{entry['looked_at']:,} pictures" if entry["looked_at"] else "never"
         if not entry["scores"]:
-            lines.append(f"| {entry['name']} | {entry['seed']} | {entry['init'] or 'scratch'} | stopped by the trainer: blind at step "
-                         f"{entry['blind_at']} | | | | | | {looked} | {entry['minutes']:.1f} |")
+            lines.append(f"| {entry['name']} | {entry['seed']} | {entry['init'] or 'scratch'} | stopped by the trainer: blind at "
+                         f"step {entry['blind_at']} | | | | | | {looked} | {entry['minutes']:.1f} |")
         for test, scores in entry["scores"].items():
             lines.append(
                 f"| {entry['name']} | {entry['seed']} | {entry['init'] or 'scratch'} | {test} | {scores['answers']} | "
