@@ -22,7 +22,7 @@ SUITE: dict[str, list[str]] = {
     "build": [],
     "writers": [],
     "packing": [],
-    "loaders": [],
+    "loaders": ["--rounds", "2", "--pages", "200"],
     "step": [],
     "first_example": [],
     "plan_scale": ["--runs", "1"],
