@@ -1,8 +1,9 @@
 """The decoder: a Llama (RoPE, RMSNorm, SwiGLU, grouped-query attention), over packed rows or with a cache.
 
 A row holds several samples. `packed_mask` turns their segment ids into what attention needs: on CUDA a block mask for
-flex attention, which skips whole blocks of other samples and of the future, elsewhere a boolean mask for SDPA. Module
-names are Llama's own (`layers.0.self_attn.q_proj`), so public checkpoints load without a table.
+flex attention, which skips whole blocks of other samples and of the future, elsewhere where each sample begins, for causal
+SDPA sample by sample. So scores between samples are never computed. Module names are Llama's own
+(`layers.0.self_attn.q_proj`), so public checkpoints load without a table.
 """
 
 # Calling a torch module returns Any, as torch declares it.
@@ -10,6 +11,7 @@ names are Llama's own (`layers.0.self_attn.q_proj`), so public checkpoints load 
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -39,26 +41,40 @@ def flex_mask(segment_ids: Tensor, *, compiled: bool = True) -> BlockMask:
     return mask
 
 
-def packed_mask(segment_ids: Tensor) -> BlockMask | Tensor:
-    """Who may look at whom: earlier positions of the same segment and oneself.
+Lengths = list[int]
+"""Of the samples of all rows, one row after the other; padding counts as a sample, so they add up to B * T."""
 
-    segment_ids: int32 [B, T], one value a sample, padding a value of its own (-1), which so never gives an empty row
-    of scores. Returns a BlockMask on CUDA, else bool [B, 1, T, T].
+
+def packed_mask(segment_ids: Tensor) -> BlockMask | Lengths:
+    """Who may look at whom: earlier positions of the same sample and oneself.
+
+    segment_ids: int32 [B, T], one value a sample, whose positions stand together; padding has a value of its own (-1).
+    Returns a BlockMask on CUDA, else Lengths. Worked example: [[0, 0, 1, -1], [0, 0, 0, 0]] gives [2, 1, 1, 4].
     """
     if segment_ids.is_cuda:
         return flex_mask(segment_ids)
-    same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
-    return same & torch.ones(same.shape[-2:], dtype=torch.bool, device=same.device).tril()
+    begins = torch.ones_like(segment_ids, dtype=torch.bool)
+    begins[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
+    bounds = [*begins.flatten().nonzero()[:, 0].tolist(), segment_ids.numel()]
+    return [stop - start for start, stop in pairwise(bounds)]
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | Tensor | None) -> Tensor:
-    """Grouped-query attention of q [B, H, T, d] over k, v [B, G, S, d]; without a mask causal, T being S."""
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | Lengths | Tensor | None) -> Tensor:
+    """Grouped-query attention of q [B, H, T, d] over k, v [B, G, S, d]; without a mask causal, T being S.
+
+    A Tensor is a boolean mask for SDPA, [B, 1, T, S] (generation has one).
+    """
     if isinstance(mask, BlockMask):
         # A layer that is being compiled takes the kernel in; compiling it twice would not help.
         plain = torch.compiler.is_compiling() or not q.is_cuda
         kernel: Any = flex_attention if plain else _compiled(flex_attention)
         out: Tensor = kernel(q, k, v, block_mask=mask, enable_gqa=True)
         return out
+    if isinstance(mask, list):
+        # [B, H, T, d] as [1, H, B * T, d]: then a sample is a slice, whatever row it stands in.
+        samples = zip(*(torch.split(x.transpose(0, 1).flatten(1, 2)[None], mask, 2) for x in (q, k, v)))
+        done = [F.scaled_dot_product_attention(q_, k_, v_, is_causal=True, enable_gqa=True) for q_, k_, v_ in samples]
+        return torch.cat(done, 2).view(q.shape[1], q.shape[0], *q.shape[2:]).transpose(0, 1)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
 
 
@@ -113,7 +129,7 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.width, config.kv_heads * config.head_dim, bias=False)
         self.o_proj = nn.Linear(config.width, config.width, bias=False)
 
-    def forward(self, x: Tensor, rope: Rope, mask: BlockMask | Tensor | None, cache: LayerCache | None) -> Tensor:
+    def forward(self, x: Tensor, rope: Rope, mask: BlockMask | Lengths | Tensor | None, cache: LayerCache | None) -> Tensor:
         batch, length, width = x.shape
         q, k, v = (
             project(x).view(batch, length, -1, self.head_dim).transpose(1, 2)
@@ -144,7 +160,7 @@ class Layer(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.mlp = Mlp(config)
 
-    def forward(self, x: Tensor, rope: Rope, mask: BlockMask | Tensor | None, cache: LayerCache | None) -> Tensor:
+    def forward(self, x: Tensor, rope: Rope, mask: BlockMask | Lengths | Tensor | None, cache: LayerCache | None) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), rope, mask, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -165,7 +181,7 @@ class Decoder(nn.Module):
         self,
         x: Tensor,
         position_ids: Tensor,
-        mask: BlockMask | Tensor | None,
+        mask: BlockMask | Lengths | Tensor | None,
         caches: list[LayerCache] | None = None,
     ) -> Tensor:
         rope = Rope.at(position_ids, self.config)
