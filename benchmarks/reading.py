@@ -5,8 +5,8 @@
 
 Everything goes the whole road: pictures are drawn into FineVision-format parquet, built into shards, streamed by trainer/train.py
 and scored by trainer/evaluate.py on held-out strings or molecules, each score beside its blind control (the same questions with
-exchanged pictures). Molecules are learned twice, from a strings model and from scratch, and read in two sets: held-out grown
-ones, and real ones; a model that the trainer stops because it has gone blind is reported as such. What is done already is not
+exchanged pictures). Molecules are learned twice, from a strings model (and then a pass longer) and from scratch, and read in two
+sets: held-out grown ones, and real ones; a model that the trainer stops because it has gone blind is reported as such. What is done already is not
 done again. Exit code 0 if four of five seeds (all, with fewer) read at least 90 % of the held-out strings exactly and at most 2 %
 blind.
 """
@@ -120,8 +120,9 @@ def main() -> int:
               for seed in range(arguments.seeds)]
     carried = [Training(name="molecules-carried", shards="molecules", seed=0, init="strings-0", tests=molecule_tests),
                Training(name="molecules-fresh", shards="molecules", seed=0, init=None, tests=molecule_tests)]
+    longer = [Training(name="molecules-longer", shards="molecules", seed=0, init="molecules-carried", tests=molecule_tests)]
     entries: list[dict[str, Any]] = []
-    for group in (models, carried):
+    for group in (models, carried, longer):
         jobs = min(arguments.jobs, len(group))
         with ThreadPoolExecutor(jobs) as pool:
             entries += pool.map(partial(train, work, threads=max(1, (os.cpu_count() or 1) // jobs)), group)

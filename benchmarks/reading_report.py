@@ -74,7 +74,7 @@ def sheet(tests: list[tuple[str, Path]]) -> Image.Image:
 
 def write(report: Path, entries: list[dict[str, Any]]) -> None:
     """Replace what stands below MARK in the report (or begin one), and draw its picture beside it."""
-    first, carried = entries[0], next(entry for entry in entries if entry["init"])
+    first, carried = entries[0], [entry for entry in entries if entry["init"]][-1]
     tests = [(f"strings never seen, {first['name']}", first["reports"]["strings"]),
              (f"grown molecules never seen, {carried['name']}", carried["reports"]["molecules"]),
              (f"real molecules, {carried['name']}", carried["reports"]["real"])]
