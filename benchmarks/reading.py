@@ -6,9 +6,9 @@
 Everything goes the whole road: pictures are drawn into FineVision-format parquet, built into shards, streamed by trainer/train.py
 and scored by trainer/evaluate.py on held-out strings or molecules, each score beside its blind control (the same questions with
 exchanged pictures). Molecules are learned twice, from a strings model (and then a pass longer) and from scratch, and read in two
-sets: held-out grown ones, and real ones; a model that the trainer stops because it has gone blind is reported as such. What is done already is not
-done again. Exit code 0 if four of five seeds (all, with fewer) read at least 90 % of the held-out strings exactly and at most 2 %
-blind.
+sets: held-out grown ones, and real ones; a model that the trainer stops because it has gone blind is reported as such. What is
+done already is not done again. Exit code 0 if four of five seeds (all, with fewer) read at least 90 % of the held-out strings
+exactly and at most 2 % blind.
 """
 
 import argparse
