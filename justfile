@@ -42,7 +42,7 @@ test-slow: (install all_extras)
     python -m pytest -m slow --timeout 3600
 
 # a model that reads pictures it has never seen: strings, then molecules carried over; under 30 minutes on two cores
-read *args: (install all_extras)
+read *args: install
     python -m benchmarks.reading {{args}}
 
 # benchmarks beside peers into benchmarks/RESULTS.md: all of them (about half an hour), or `just bench packing`
