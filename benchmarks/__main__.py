@@ -22,7 +22,7 @@ SUITE: dict[str, list[str]] = {
     "build": ["--rounds", "2"],
     "writers": ["--rounds", "2"],
     "packing": ["--rounds", "2"],
-    "loaders": ["--rounds", "2", "--pages", "200"],
+    "loaders": [],
     "step": [],
     "first_example": ["--rows", "6000"],
     "plan_scale": ["--runs", "1"],

@@ -1,6 +1,6 @@
 """Rows to device-ready batches: this trainer's loader beside webdataset, Energon, litdata, DALI and Hugging Face datasets.
 
-    python -m benchmarks.loaders                           # shards of ../shared/data/hub and of made pages; about eight minutes
+    python -m benchmarks.loaders                           # shards of ../shared/data/hub and of made pages; some ten minutes
     python -m benchmarks.loaders --shards shards/stage1    # any built shards of mode base instead
     python -m benchmarks.loaders --rounds 1 --epochs 1 --pages 100
 
@@ -50,10 +50,10 @@ def make_pages(raw: Path, pages: int) -> None:
     pq.write_table(pa.Table.from_pylist(rows), raw / PAGES / "train-00000-of-00001.parquet", row_group_size=25)
 
 
-def build(recipe: Path, raw: Path, out: Path) -> str:
-    """The shards of a recipe."""
+def build(recipe: Path, raw: Path, out: Path, fraction: float = 1.0) -> str:
+    """The shards of a recipe, or of a fraction of it."""
     command = [sys.executable, "-c", "from pipeline.cli import main; main()", "build-shards", "--recipe", str(recipe), "--raw",
-               str(raw), "--out", str(out), "--workers", "2"]
+               str(raw), "--out", str(out), "--workers", "2", "--fraction", str(fraction)]
     subprocess.run(command, check=True, capture_output=True)
     return str(out)
 
@@ -172,8 +172,8 @@ def report(options: Any) -> Iterator[str]:
             return
         raw = options.raw.resolve()
         tokenizer = trained(raw, folder)
-        real = build(images_recipe(folder, tokenizer, samples=300), raw, folder / "real")
-        yield from tables("The image sets of ../shared/data/hub", real, options, found, whole=True)
+        real = build(images_recipe(folder, tokenizer, samples=300), raw, folder / "real", options.fraction)
+        yield from tables(f"{options.fraction:.0%} of the image sets of ../shared/data/hub", real, options, found, whole=True)
         make_pages(folder / "raw", options.pages)
         pages = build(recipe_file(folder, tokenizer, "[sources.pages]\n", samples=100), folder / "raw", folder / "pages")
         yield from tables("Made pages, JPEGs of 1024 x 600", pages, options, found, whole=False)
@@ -184,10 +184,11 @@ def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--raw", type=Path, default=common.DATA)
     parser.add_argument("--shards", help="built shards of mode base")
-    parser.add_argument("--pages", type=int, default=600)
+    parser.add_argument("--fraction", type=float, default=0.25, help="of the image sets (default: %(default)s)")
+    parser.add_argument("--pages", type=int, default=200)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=5, help="passes of the first turn")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
     if options.lane:
         name, *rest = json.loads(options.lane)
