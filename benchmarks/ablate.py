@@ -18,14 +18,12 @@ one build more than recipes (the union's training rows are built, though only it
 """
 
 import argparse
-import contextlib
 import functools
 import hashlib
 import json
 import os
 import shlex
 import statistics
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -35,9 +33,8 @@ from typing import Any
 
 from benchmarks.ablate_recipes import check_held_out, read_recipes, steps_for, targets_of_rows, union
 from benchmarks.ablate_report import Run, write_report
+from benchmarks.common import call
 from trainer.settings import DEFAULTS
-
-ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,19 +53,6 @@ class Built:
 def digest(*parts: object) -> str:
     """Eight characters that change with what a result depends on."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:8]
-
-
-def call(*command: str, threads: int | None = None, log: Path | None = None) -> str:
-    """Run a command of the project and return what it printed; its progress goes to standard error, or into a log."""
-    print("$", shlex.join(command), file=sys.stderr, flush=True)
-    program = [sys.executable, *command] if command[0] == "-m" or command[0].endswith(".py") else [
-        str(Path(sys.executable).with_name(command[0])), *command[1:]]
-    env = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
-    with open(log, "a") if log else contextlib.nullcontext() as sink:
-        done = subprocess.run(program, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=sink, text=True)
-    if done.returncode:
-        raise ValueError(f"{command[0]} ended with {done.returncode}" + (f": {log.read_text()[-1500:]}" if log else ""))
-    return done.stdout
 
 
 def build(recipe: Path, name: str, tokenizer: Path, arguments: argparse.Namespace) -> Built:
@@ -94,13 +78,13 @@ def train_and_score(built: Built, seed: int, targets: int, shared: Built, argume
     if not (out / "summary.json").exists():
         summary = call("trainer/train.py", "--shards", str(built.folder), "--out", str(out), "--max-steps", str(steps), "--seed",
                        str(seed), "--resume", "--eval-every", "0", "--eval-rows", "1", "--check-every", "0",
-                       "--on-collapse", "warn", "--keep", "1", "--track", "none", threads=threads, log=out / "train.log")
+                       "--on-collapse", "warn", "--keep", "1", "--track", "none", threads=threads, log=out / "train.log").stdout
         (out / "summary.json").write_text(summary.splitlines()[-1])
     seen = out / f"shared-{digest(shared.plan, arguments.limit, arguments.max_new_tokens)}"
     if not (seen / "done").exists():
         seen.mkdir(exist_ok=True)
         where = ("--shards", str(shared.folder), "--checkpoint", str(out / "last"))
-        call("-m", "benchmarks.ablate_loss", *where, "--out", str(seen / "losses.json"), threads=threads, log=seen / "log")
+        call("benchmarks.ablate_loss", *where, "--out", str(seen / "losses.json"), threads=threads, log=seen / "log")
         call("trainer/evaluate.py", *where, "--out", str(seen), "--limit", str(arguments.limit), "--max-new-tokens",
              str(arguments.max_new_tokens), "--examples", "2", threads=threads, log=seen / "log")
         (seen / "done").touch()

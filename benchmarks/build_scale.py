@@ -10,7 +10,6 @@ for each thousand shards, and two minutes.
 
 import argparse
 import json
-import resource
 import shutil
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import common
 from pipeline import plan as planning
 from pipeline.build import tables
 from pipeline.build.finalize import finalize
@@ -40,6 +40,7 @@ SAMPLES = 3000  # a shard
 SOURCES, GROUP = 185, 100  # as many subsets as FineVision has; rows of a row group
 VAL = 6  # validation samples a shard: 0.2 %
 PER_ROW = 10  # samples of a packed row
+AGAIN = (sys.executable, "-m", "benchmarks.build_scale")
 
 
 def synthetic_plan(shards: int, tokenizer: Tokenizer) -> Plan:
@@ -102,24 +103,19 @@ def timed(work: Any) -> tuple[Any, float, float]:
     return result, time.perf_counter() - wall, time.process_time() - cpu
 
 
-def peak() -> float:
-    """Peak resident memory of this process, MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def measure(shards: int, folder: Path) -> dict[str, Any]:
     """Plan, then finalize; the results in between come from another process."""
     tokenizer = prepare(train_bpe(["some text to train on " * 50], vocab_size=300), name="tiny")
     plan, plan_wall, plan_cpu = timed(lambda: synthetic_plan(shards, tokenizer))
-    (_, id_wall, _), plan_peak = timed(lambda: plan.id), peak()
+    (_, id_wall, _), plan_peak = timed(lambda: plan.id), common.own_peak()
     state = open_build(plan, folder / "out")
-    subprocess.run([sys.executable, __file__, "--fill", str(folder), "--shards", str(shards)], check=True)
+    subprocess.run([*AGAIN, "--fill", str(folder), "--shards", str(shards)], check=True, cwd=common.ROOT)
     body, wall, cpu = timed(lambda: finalize(plan, state, tokenizer))
     size = sum(path.stat().st_size for path in (folder / "out").rglob("*") if path.is_file())
     return {"shards": len(plan.shards), "samples": body["splits"]["train"]["samples"], "blocks": sum(map(len, plan.shards)),
             "plan s": round(plan_wall, 2), "plan cpu s": round(plan_cpu, 2), "plan id s": round(id_wall, 2),
-            "plan MB": round(plan_peak), "finalize s": round(wall, 2), "finalize cpu s": round(cpu, 2), "peak MB": round(peak()),
-            "tables MB": round(size / 1e6, 1)}
+            "plan MB": round(plan_peak), "finalize s": round(wall, 2), "finalize cpu s": round(cpu, 2),
+            "peak MB": round(common.own_peak()), "tables MB": round(size / 1e6, 1)}
 
 
 def main() -> None:
@@ -142,8 +138,8 @@ def main() -> None:
             shutil.rmtree(folder)
         return
     for shards in options.shards:
-        told = subprocess.run([sys.executable, __file__, "--one", "--shards", str(shards)], check=True, stdout=subprocess.PIPE,
-                              text=True)
+        told = subprocess.run([*AGAIN, "--one", "--shards", str(shards)], check=True, stdout=subprocess.PIPE, text=True,
+                              cwd=common.ROOT)
         result = json.loads(told.stdout.splitlines()[-1])
         print("  ".join(f"{name} {value}" for name, value in result.items()), flush=True)
 

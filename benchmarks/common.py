@@ -9,13 +9,14 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,25 @@ def lane(module: str, arguments: Sequence[Any], python: str = sys.executable) ->
     if done.returncode or not found:
         raise RuntimeError((lines or [f"ended with {done.returncode}"])[-1][:300])
     return dict(json.loads(found[-1]))
+
+
+def call(*command: str, threads: int = 0, log: Path | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run a command of the project: `pipeline ...`, a script (`trainer/train.py ...`) or a module (`benchmarks.NAME ...`).
+
+    threads: of torch in it; 0 leaves them alone. log: a file for its standard error, which else is this process's. Its standard
+    output is in what is returned. ValueError if it fails, unless the caller checks the code.
+    """
+    print("$", shlex.join(command), file=sys.stderr, flush=True)
+    first = command[0]
+    program = (["-c", "from pipeline.cli import main; main()"] if first == "pipeline" else
+               [first] if first.endswith(".py") else ["-m", first])
+    env = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
+    with open(log, "a", encoding="utf-8") if log else nullcontext() as sink:
+        done = subprocess.run([sys.executable, *program, *command[1:]], cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=sink,
+                              text=True, check=False)
+    if done.returncode and check:
+        raise ValueError(f"{first} ended with {done.returncode}" + (f": {log.read_text()[-1500:]}" if log else ""))
+    return done
 
 
 def turns(lanes: Mapping[str, Callable[[], Told]], rounds: int) -> tuple[dict[str, list[Told]], dict[str, str]]:

@@ -9,7 +9,6 @@ build-shards, train, evaluate. Exit code 0 if every transcription is exact and t
 
 import argparse
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-ROOT = Path(__file__).parents[1]
+from benchmarks.common import call
+
 PROMPT = "OCR this image."
 SETS = (  # (name here, FineVision-format set, images taken, which turn's answer is the transcription)
     ("receipts", "sroie", 3, ("Read all the text on this receipt.", "Transcribe the receipt line by line.",
@@ -60,13 +60,6 @@ def pick(data: Path, raw: Path) -> int:
         pq.write_table(pa.Table.from_pylist(rows), folder / "train-00000-of-00001.parquet")
         taken += len(rows)
     return taken
-
-
-def call(*command: str) -> None:
-    """Run a command of the project; its output is this command's."""
-    print("$", " ".join(command), file=sys.stderr, flush=True)
-    program = [sys.executable, command[0]] if command[0].endswith(".py") else [str(Path(sys.executable).with_name(command[0]))]
-    subprocess.run([*program, *command[1:]], check=True, cwd=ROOT, stdout=sys.stderr)
 
 
 def main() -> int:

@@ -14,7 +14,6 @@ exactly and at most 2 % blind.
 import argparse
 import json
 import os
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import reading_molecules, reading_report
+from benchmarks.common import call
 
-ROOT = Path(__file__).parents[1]
 RECIPES = Path(__file__).with_name("reading_recipes")
 TOKENS = 272  # the bytes and the special tokens: a character is a token
 ANSWERS = 500
@@ -39,16 +38,6 @@ class Training:
     seed: int
     init: str | None
     tests: tuple[tuple[str, str], ...]  # (shards, split)
-
-
-def call(*command: str, threads: int = 0, check: bool = True) -> int:
-    """Run a command of the project; its output is this command's. Returns its exit code."""
-    print("$", " ".join(command), file=sys.stderr, flush=True)
-    program = [sys.executable, command[0]] if command[0].endswith(".py") else (
-        [sys.executable, "-m", command[0]] if command[0].startswith("benchmarks.") else
-        [sys.executable, "-c", "from pipeline.cli import main; main()"])
-    environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
-    return subprocess.run([*program, *command[1:]], check=check, cwd=ROOT, stdout=sys.stderr, env=environment).returncode
 
 
 def shards_of(work: Path, name: str) -> Path:
@@ -85,7 +74,7 @@ def train(work: Path, training: Training, *, threads: int) -> dict[str, Any]:
         init = ("--init", str(work / "runs" / training.init / "last")) if training.init else ()
         code = call("trainer/train.py", "--shards", str(work / "shards" / training.shards), "--out", str(run), "--resume",
                     "--seed", str(training.seed), "--workers", "0", "--save-every", "200", "--check-every", "20", *init,
-                    threads=threads, check=False)
+                    threads=threads, check=False).returncode
         if code == 0:
             (run / "done").touch()
         elif not reading_report.blind_at(run):

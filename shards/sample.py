@@ -17,7 +17,7 @@ IMAGE_SUFFIXES = ("jpg", "png")
 KEY = re.compile(r"(train|val)-\d{6,}-\d{6,}")
 _ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-_FIELD = re.compile(r"(\d{1,5})(\.tiles)?\.(jpg|png)")
+_NPY_START = 128  # a vector's header of format 1.0, whatever its length: 59 characters or a few more, filled up
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,15 +67,10 @@ def encode_npy(vector: npt.NDArray[Any]) -> bytes:
 
 def decode_npy(data: bytes | memoryview, dtype: str) -> npt.NDArray[Any]:
     """A vector of that dtype ("<i4", "|u1"), copied; ValueError for anything else. Never unpickles."""
-    raw = memoryview(data)
-    if len(raw) < 10 or bytes(raw[:8]) != b"\x93NUMPY\x01\x00":
-        raise ValueError("not an npy 1.0 file")
-    start = 10 + struct.unpack("<H", raw[8:10])[0]
-    itemsize = np.dtype(dtype).itemsize
-    length, rest = divmod(len(raw) - start, itemsize)
-    if start > len(raw) or rest or bytes(raw[:start]) != _npy_header(dtype, length):
+    length, rest = divmod(len(data) - _NPY_START, int(dtype[2:]))
+    if rest or length < 0 or bytes(data[:_NPY_START]) != _npy_header(dtype, length):
         raise ValueError(f"not a vector of {dtype} in npy 1.0")
-    return np.frombuffer(raw[start:], dtype=dtype).copy()
+    return np.frombuffer(data, dtype=dtype, offset=_NPY_START).copy()
 
 
 def encode_json(meta: dict[str, Any]) -> bytes:
@@ -116,13 +111,15 @@ def decode(key: str, fields: Sequence[tuple[str, bytes | memoryview]]) -> Sample
     names = [suffix for suffix, _ in fields]
     if names[:3] != ["json", "ids.npy", "mask.npy"]:
         raise ValueError(f"{key}: members {names} do not start with json, ids.npy, mask.npy")
-    meta = json.loads(bytes(fields[0][1]))
+    meta = json.loads(str(fields[0][1], "utf-8"))
     if not isinstance(meta, dict) or not isinstance(meta.get("images"), list):
         raise ValueError(f"{key}: json holds no list of images")
     expected = []
     for index, image in enumerate(meta["images"]):
-        expected += [(index, "")] + [(index, ".tiles")] * (image["tiles"] != [0, 0])
-    found = [(int(m[1]), m[2] or "") for suffix in names[3:] if (m := _FIELD.fullmatch(suffix))]
+        expected.append(f"{index}.")
+        if image["tiles"] != [0, 0]:
+            expected.append(f"{index}.tiles.")
+    found = [suffix[:-3] for suffix in names[3:] if suffix.endswith(IMAGE_SUFFIXES)]
     if found != expected or len(found) != len(names) - 3:
         raise ValueError(f"{key}: images {names[3:]} where its json tells {len(meta['images'])}")
     return Sample(key=key, meta=meta, ids=decode_npy(fields[1][1], "<i4"), mask=decode_npy(fields[2][1], "|u1"),

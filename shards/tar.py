@@ -97,10 +97,11 @@ def members(buffer: bytes | memoryview, *, base: int = 0, whole: bool = False) -
             return
         name, size = _parse(block, base + at)
         start = at + BLOCK
-        end = start + padded(size)
+        stop = start + size
+        end = stop + -size % BLOCK
         if end > total:
             raise TarError(f"offset {base + at}: {name} of {size} bytes is cut off")
-        if bytes(view[start + size:end]) != _ZERO[:end - start - size]:
+        if bytes(view[stop:end]) != _PADDING[end - stop]:
             raise TarError(f"offset {base + at}: padding of {name} is not zero")
         yield Member(name, base + at, base + start, size)
         at = end
@@ -110,13 +111,14 @@ def members(buffer: bytes | memoryview, *, base: int = 0, whole: bool = False) -
 
 def _parse(block: bytes, offset: int) -> tuple[str, int]:
     raw, digits = block[:100].rstrip(b"\0"), block[124:135]
-    if block[156:] != _REST:
+    if not block.endswith(_REST) or len(block) != BLOCK:
         raise TarError(f"offset {offset}: not the header of a regular USTAR file")
     try:
         size, name = int(digits, 8), raw.decode("ascii")
     except ValueError:
         raise TarError(f"offset {offset}: unreadable header") from None
-    checksum = _FIXED_SUM + sum(raw) + sum(digits)
-    if size < 0 or block[100:156] != b"".join((_OWNER, b"%011o" % size, _TIME, b"%06o\0 " % checksum)):
+    # digits alone: int() would also take blanks, a sign and underscores
+    if not (digits.isdigit() and block[100:124] == _OWNER and block[135:148] == _TIME
+            and block[148:156] == b"%06o\0 " % (_FIXED_SUM + sum(raw) + sum(digits))):
         raise TarError(f"offset {offset}: header checksum or fields are wrong")
     return name, size
