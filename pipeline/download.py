@@ -53,10 +53,11 @@ class Fetched:
         return [outcome for outcome in self.outcomes if outcome.how == how]
 
 
-def subset_recipe(names: Sequence[str]) -> Recipe:
+def subset_recipe(names: Sequence[str], *, ask: bool = True) -> Recipe:
     """A recipe of whole sets by name: FineVision subsets, or sources that a shipped recipe names.
 
-    Raises RecipeError for a name that neither knows and the hub does not have, with the nearest.
+    Raises RecipeError for a name that neither knows and the hub does not have, with the nearest. ask: False leaves the
+    hub in peace; such a name is then a folder of FineVision below --raw, which the plan looks for.
     """
     table = shipped_table()
     others = {source.name: source for recipe in shipped() for source in load_recipe(recipe).sources
@@ -66,7 +67,7 @@ def subset_recipe(names: Sequence[str]) -> Recipe:
         if name in others and name not in table:
             sources.append(replace(others[name], quota=None))
             continue
-        if name not in table and not _is_folder(name):
+        if name not in table and ask and not _is_folder(name):
             raise RecipeError(f"no subset {name!r}{nearest(name, [*table, *others])}")
         bucket = table[name].bucket if name in table else "general vision"
         sources.append(SourceSpec(name=name, folder=name, bucket=bucket))

@@ -21,6 +21,7 @@ for each index: no list of indexes.
 
 import hashlib
 import io
+import operator
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -106,6 +107,7 @@ class Task:
 
     def conversation(self, index: int) -> Conversation:
         """As `task[index]`, but the Conversation that the build itself uses, image bytes as they are in the row."""
+        index = operator.index(index)
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.spec.name} has {len(self)} rows, none of number {index}")
         index %= len(self)
@@ -178,6 +180,7 @@ class TaskMixture:
 
     def where(self, index: int) -> tuple[int, int]:
         """(number of the task, index inside it) of an example."""
+        index = operator.index(index)
         if not -len(self) <= index < len(self):
             raise IndexError(f"the mixture has {len(self)} examples, none of number {index}")
         index %= len(self)
@@ -249,6 +252,8 @@ def GSM8K(*, subset: str = "main", split: str = "train", start: int | None = Non
 def CustomJSON(path: str | Path, *, kind: str = "custom_json", start: int | None = None, stop: int | None = None,
                step: int | None = None, max_samples: int | None = None, raw: str | Path = "raw") -> Task:  # fmt: skip
     """A local JSONL of conversations, converted below `raw` at the first use. kind "jsonl" also takes images by path."""
+    if kind not in KINDS:
+        raise ValueError(f"kind = {kind!r}: choose custom_json (text) or jsonl (text and images)")
     source = Path(path)
     spec = SourceSpec(name=source.stem, kind=kind, path=str(source))
     convert("jsonl", source, Path(raw) / spec.root, name=spec.name)

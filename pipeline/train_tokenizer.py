@@ -95,7 +95,7 @@ def _block_texts(plan: Plan, block: Block) -> Iterator[str]:
     """Texts of one block's rows; rows that cannot be used give none."""
     spec = plan.recipe.sources[block.source]
     kind, rules = KINDS[spec.kind], options_of(spec)
-    if "images" in kind.columns:  # without them the markers cannot be counted, and they are not what is learnt here
+    if "images" in kind.columns and not kind.text_only:  # without them no marker can be counted, and they are not learnt here
         kind = replace(kind, columns=tuple(name for name in kind.columns if name not in ("images", "image")))
         rules = replace(rules, markers="text", min_images=0)
     ref = plan.files[block.file].ref

@@ -64,7 +64,7 @@ def fraction() -> Decorator:
 def mode() -> Decorator:
     """--mode NAME: image mode for every source."""
     return click.option("--mode", default=None, show_default="per source, as the recipe says",
-                        help="Image mode for every source: micro, tiny, small, base, large, gundam.")
+                        help="Image mode for every source: thumb, micro, tiny, small, base, large, gundam.")
 
 
 def overrides() -> Decorator:

@@ -43,7 +43,7 @@ def command(recipe: str | None, raw: Path, subsets: tuple[str, ...], mode: str |
         loaded = options.read_recipe(recipe, subsets=subsets, mode=mode, tokenizer=tokenizer, overrides=overrides)
     elif subsets and not overrides:
         with options.clear_errors():
-            loaded = subset_recipe(subsets)
+            loaded = subset_recipe(subsets, ask=origin == "hub")
         loaded = replace(loaded, tokenizer=tokenizer or loaded.tokenizer, mode=mode or loaded.mode)
     else:
         raise click.UsageError("give --recipe, or --subset for a set by name (--set needs a recipe)")

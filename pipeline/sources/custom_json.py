@@ -1,20 +1,23 @@
 """CustomJSON: one's own text conversations, JSONL with an array of {"role", "content"} a line.
 
 `pipeline download` turns the JSONL into FineVision-format parquet (pipeline.convert.jsonl); this reads that. Text only:
-its text is never searched for image markers. An identity set is seen more than once with `repeats = 2` in the recipe.
+its text is never searched for image markers, and a record with images is rejected (kind = "jsonl" keeps them). An identity set
+is seen more than once with `repeats = 2` in the recipe.
 """
 
 from typing import Any
 
-from pipeline.conversation import Conversation
+from pipeline.conversation import Conversation, Reject
 from pipeline.sources.kind import Kind, Row, text_conversation
 from pipeline.sources.turns import read_turns
 
 
 def convert(row: Row, *, source: str, row_id: str, options: Any) -> Conversation:
     """`texts: list<{user, assistant}>` to a conversation without images."""
+    if images := row.get("images"):
+        raise Reject("too-many-images", f"{len(images)} images; custom_json is text only, kind = \"jsonl\" keeps them")
     turns, dropped = read_turns(row.get("texts"))
     return text_conversation(turns, source=source, row=row_id, dropped=dropped)
 
 
-KIND = Kind(columns=("texts",), required=("texts",), convert=convert, converter="jsonl", text_only=True)
+KIND = Kind(columns=("images", "texts"), required=("texts",), convert=convert, converter="jsonl", text_only=True)

@@ -52,6 +52,8 @@ class Options:
     def __post_init__(self) -> None:
         for name in ("user_text", "prompts"):  # a single text is a list of one
             value = getattr(self, name)
+            if not isinstance(value, str | list | tuple):
+                raise ValueError(f"{name} = {value!r}: must be a text or a list of texts")
             object.__setattr__(self, name, tuple(filter(None, [value])) if isinstance(value, str) else tuple(value))
         for name, choices in {"null_ratings": ("keep", "drop"), "markers": ("place", "text"), **CHOICES}.items():
             if getattr(self, name) not in choices:

@@ -43,6 +43,8 @@ def raw_turns(texts: Any) -> list[tuple[str, str] | None]:
     for turn in texts:
         if turn is None:
             turns.append(None)
+        elif isinstance(turn, dict) and turn and not {"user", "assistant"} & turn.keys():
+            raise Reject("layout", f"a turn has the fields {', '.join(map(str, turn))[:100]}, not user and assistant")
         elif isinstance(turn, dict):
             turns.append((optional_text(turn.get("user"), "user"), optional_text(turn.get("assistant"), "assistant")))
         else:

@@ -54,6 +54,17 @@ def test_usage(tmp_path: Path) -> None:
     assert "sroie" in done.output
 
 
+def test_sets_below_raw_are_shown_without_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.download.list_files", None)
+    make_set(tmp_path / "raw", rows=5)
+    (tmp_path / "tokenizer.json").write_bytes(tiny_tokenizer().to_json())
+    args = ("--raw", tmp_path / "raw", "--tokenizer", tmp_path / "tokenizer.json")
+    assert "== toy, row 0" in run("preview", "--subset", "toy", *args).stdout
+    done = run("preview", "--subset", "charqa", *args)
+    assert done.exit_code == 2
+    assert "did you mean 'chartqa'" in done.output
+
+
 def test_control_characters_do_not_reach_the_terminal() -> None:
     text = as_text(Shown(source="s", row=0, conversation=talk("a\x1b[31mb\u202ec", "d\x00")))
     assert "\x1b" not in text

@@ -1,5 +1,6 @@
 """Tasks: numbers, slices, shuffling, memory, and that a mixture is a recipe."""
 
+import json
 import pickle
 import subprocess
 import sys
@@ -156,6 +157,25 @@ def test_custom_json(tmp_path: Path) -> None:
     task = CustomJSON(tmp_path / "me.jsonl", raw=tmp_path / "raw", start=1)
     assert len(task) == 2
     assert task[0] == {"messages": [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "me"}]}
+    with pytest.raises(ValueError, match="kind = 'json': choose custom_json"):
+        CustomJSON(tmp_path / "me.jsonl", kind="json", raw=tmp_path / "raw")
+
+
+def test_images_of_a_jsonl_are_kept_or_told(tmp_path: Path) -> None:
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    (tmp_path / "me.jsonl").write_text(json.dumps({"image_path": "a.png", "messages": [
+        {"role": "user", "content": "Read."}, {"role": "assistant", "content": "me"}]}))  # fmt: skip
+    assert CustomJSON(tmp_path / "me.jsonl", kind="jsonl", raw=tmp_path / "raw")[0]["images"][0].size == (9, 9)
+    task = CustomJSON(tmp_path / "me.jsonl", raw=tmp_path / "raw")
+    assert (list(task), dict(task.rejects)) == ([], {"too-many-images": 1})
+
+
+def test_an_index_is_a_number(tmp_path: Path) -> None:
+    make_set(tmp_path)
+    task = FineVision("toy", raw=tmp_path)
+    for sequence in (task, TaskMixture([task])):
+        with pytest.raises(TypeError, match="'slice' object cannot be interpreted as an integer"):
+            sequence[0:2]  # type: ignore[index]
 
 
 def test_olmocr(tmp_path: Path) -> None:

@@ -197,12 +197,19 @@ def test_prompts_replace_the_question_and_are_drawn_by_the_row() -> None:
         ({"min_ratings": 3}, "min_ratings = 3: must be a table"),
         ({"max_turns": -1}, "max_turns = -1"),
         ({"prompts": ["<image> x"]}, "images are placed by rule"),
+        ({"prompts": 5}, "prompts = 5: must be a text or a list of texts"),
+        ({"user_text": True}, "user_text = True: must be a text or a list of texts"),
     ],
 )
 def test_wrong_options_are_named(options: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError) as error:
         Options(**options)
     assert text in str(error.value)
+
+
+def test_turns_with_other_fields_are_named() -> None:
+    with pytest.raises(Reject, match="a turn has the fields question, answer, not user and assistant"):
+        run({"texts": [{"question": "q", "answer": "a"}]})
 
 
 def test_page_breaks_need_several_images() -> None:

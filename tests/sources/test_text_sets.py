@@ -108,5 +108,12 @@ def test_gsm8k_without_answer_or_question() -> None:
 
 
 def test_custom_json_is_text_whatever_it_says() -> None:
-    out = run("custom_json", {"texts": [{"user": "<image> who?", "assistant": "me"}]})
+    out = run("custom_json", {"texts": [{"user": "<image> who?", "assistant": "me"}], "images": []})
     assert (shape(out), out.images) == ([("user", "<image> who?"), ("assistant", "me")], ())
+
+
+def test_custom_json_does_not_lose_an_image_in_silence() -> None:
+    with pytest.raises(Reject) as error:
+        run("custom_json", {"texts": [{"user": "q", "assistant": "a"}], "images": [{"bytes": b"x", "path": "a.png"}]})
+    assert error.value.reason == "too-many-images"
+    assert 'kind = "jsonl"' in error.value.detail
