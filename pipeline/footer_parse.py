@@ -52,6 +52,8 @@ def _groups(metadata: Any, data_end: int) -> list[Group]:
 
     Two row groups that begin at bytes 4 and 1004 of a file whose footer begins at 2004 have 1,000 bytes each.
     """
+    if not metadata.num_row_groups:     # a file whose every row was left out by its writer
+        return []
     image, texts = _leaves(metadata)
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     if any(group.num_columns != metadata.num_columns for group in groups):

@@ -124,6 +124,13 @@ def test_images_that_are_null_are_not_counted(tmp_path: Path) -> None:
     assert read_footer(local_refs(tmp_path, "")[0]).images == 1
 
 
+def test_a_file_without_row_groups_is_whole(tmp_path: Path) -> None:
+    with pq.ParquetWriter(tmp_path / "none.parquet", pa.schema({"texts": pa.string()})):
+        pass  # as a conversion writes that had to leave out every record
+    data = (tmp_path / "none.parquet").read_bytes()
+    assert footer_parse.parse(len(data), data) == ([], ["texts"])
+
+
 def test_groups_out_of_order_are_summed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_set(tmp_path / "a.parquet", rows=20, group=10, seed=0)
     data = (tmp_path / "a.parquet").read_bytes()
