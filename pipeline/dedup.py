@@ -81,7 +81,7 @@ def read_list(recipe: Recipe) -> tuple[frozenset[bytes], str]:
     assert recipe.decontaminate is not None
     path = (recipe.home or Path()) / recipe.decontaminate
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"decontaminate = {recipe.decontaminate!r} cannot be read: {error}") from None
     hashes = set()

@@ -191,7 +191,7 @@ def _read(name: str) -> tuple[str, Path | None]:
         if not path.is_file():
             raise RecipeError(f"recipe file {name} does not exist")
         try:
-            return path.read_text(encoding="utf-8"), path.resolve().parent
+            return path.read_text(encoding="utf-8-sig"), path.resolve().parent  # editors on Windows begin it with a mark
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"recipe file {name} cannot be read: {error}") from None
     if name not in shipped():

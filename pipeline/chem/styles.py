@@ -165,7 +165,7 @@ def load_style(name: str) -> StyleSpec:
     if not path.is_file():
         raise ValueError(f"--style {name}: neither a preset ({', '.join(PRESETS)}) nor a file")
     try:
-        return parse_style(path.read_text("utf-8"), path.stem)
+        return parse_style(path.read_text("utf-8-sig"), path.stem)
     except UnicodeDecodeError as error:
         raise ValueError(f"--style {name}: not a text file ({error})") from error
 

@@ -1,6 +1,7 @@
 """Style files: what they may say, and that a seed always draws the same style."""
 
 import random
+from pathlib import Path
 
 import pytest
 
@@ -61,3 +62,8 @@ def test_errors_name_the_key_and_the_fix(text: str, words: str) -> None:
 def test_unknown_preset_lists_the_presets() -> None:
     with pytest.raises(ValueError, match="plain, diverse, patent"):
         load_style("dverse")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_style(tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_bytes(b"\xef\xbb\xbf")
+    load_style(str(tmp_path / "s.toml"))

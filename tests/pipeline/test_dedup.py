@@ -54,7 +54,7 @@ def test_an_empty_recipe_key_changes_nothing(tmp_path: Path) -> None:
 
 def test_a_listed_image_leaves_out_every_row_that_has_it(tmp_path: Path) -> None:
     recipe = two_sets(tmp_path, more='dedup = true\ndecontaminate = "bad.txt"')
-    (tmp_path / "bad.txt").write_text(f"# a benchmark\n\n{hashlib.sha256(picture(20)).hexdigest()}  page.png\n")
+    (tmp_path / "bad.txt").write_text(f"\ufeff# a benchmark\n\n{hashlib.sha256(picture(20)).hexdigest()}  page.png\n", "utf-8")
     plan = dedup.with_skips(small_plan(recipe))
     assert named(plan) == {"a": {"duplicate": [4], "contaminated": [2]}, "b": {"duplicate": [2], "contaminated": [3]}}
     assert str(tmp_path) not in str(plan.recipe.decontaminate), "the plan names the list by its contents, not by its place"

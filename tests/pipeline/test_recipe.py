@@ -90,6 +90,11 @@ def test_what_is_wrong_is_named(tmp_path: Path, what: str) -> None:
         assert word in str(caught.value)
 
 
+def test_a_byte_order_mark_is_no_part_of_a_recipe(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_bytes(b"\xef\xbb\xbf[sources.sroie]\r\nquota = 5\r\n")
+    assert load_recipe(str(tmp_path / "mine.toml")).sources[0].quota == 5
+
+
 @pytest.mark.parametrize(("text", "word"), [
     ("", "nothing to build"), ("a = [", "not TOML"), ("sources = 3", "table"), ("[sources]\nx = 3", "must be a table"),
     ('train = 3\n[sources.a]', "table"), ('"" = 1\n[sources.a]', "unknown key ''")])
