@@ -54,9 +54,23 @@ def save(out: Path, step: int, *, model: VLM, optimizer: torch.optim.Optimizer, 
          tokenizer: bytes, extra: dict[str, Any]) -> Path:
     """Write one checkpoint; `names` gives the name of each trained parameter, `state` is what `load_state` returns."""
     target, partial = out / f"step-{step:08d}", out / f".step-{step:08d}.partial"
-    if target.exists():
+    if step in folders(out):
         return target
     shutil.rmtree(partial, ignore_errors=True)
+    try:
+        _write(partial, step, model, optimizer, names, state, tokenizer, extra)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise ValueError(f"{target} cannot be written ({error}): make room, then --resume goes on from the one before") from None
+    shutil.rmtree(target, ignore_errors=True)  # one that is not whole: its state.json was taken away
+    os.replace(partial, target)
+    sync_folder(out)
+    link(out, "last", target)
+    return target
+
+
+def _write(partial: Path, step: int, model: VLM, optimizer: torch.optim.Optimizer, names: dict[Tensor, str], state: dict[str, Any],
+           tokenizer: bytes, extra: dict[str, Any]) -> None:
     (partial / "training").mkdir(parents=True)
     save_pretrained(model, partial, tokenizer, extra)
     tensors = {f"{field}:{names[parameter]}": value.detach().contiguous()
@@ -69,10 +83,6 @@ def save(out: Path, step: int, *, model: VLM, optimizer: torch.optim.Optimizer, 
             os.fsync(file.fileno())
     sync_folder(partial / "training")
     sync_folder(partial)
-    os.replace(partial, target)
-    sync_folder(out)
-    link(out, "last", target)
-    return target
 
 
 def link(out: Path, name: str, target: Path) -> None:
@@ -104,12 +114,14 @@ def load_tensors(folder: Path, model: VLM, optimizer: torch.optim.Optimizer, nam
         tensors = load_file(folder / "training" / "optimizer.safetensors")
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{folder} cannot be read ({error}): remove it to resume from the one before") from None
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(f"{folder} does not fit this model: {error}") from None
+    here = model.state_dict()
+    if misfits := sorted(name for name in weights.keys() | here if name not in weights or name not in here
+                         or weights[name].shape != here[name].shape):
+        raise ValueError(f"{folder} holds another model than this run's: {len(misfits)} weights do not fit, for instance "
+                         f"{misfits[0]}. Pass the --model and tokenizer that it was trained with, or --out ANOTHER to start anew")
+    model.load_state_dict(weights)
     by_name = {name: parameter for parameter, name in names.items()}
-    if differing := {key.partition(":")[2] for key in tensors} ^ set(by_name):
+    if tensors and (differing := {key.partition(":")[2] for key in tensors} ^ set(by_name)):  # none: saved before the first step
         raise ValueError(f"{folder} trained other parameters than this run, for instance {min(differing)}: pass the same --freeze, "
                          "or start from it with --init")
     for key, value in tensors.items():

@@ -34,10 +34,11 @@ from shards.reader import DamagedRow, parse_row
 from shards.sample import Sample
 from trainer import checkpoint
 from trainer.data.store import ShardDirectory, open_directory
-from trainer.generate import Prompt, decode_answer, generate, load_tokenizer, special_ids
+from trainer.generate import Prompt, decode_answer, generate, load_tokenizer, special_ids, usable_device
 from trainer.model.vlm import VLM, load_pretrained
 from trainer.pixels import ImageViews, cut_tiles, decode_image, place
 from trainer.report import Answer, example_lines, examples_of, summarise, table_lines, write_report
+from trainer.settings import positive
 
 BATCH_PATCHES = 16 * 4096  # of 16 x 16 pixels: sixteen pages of 1024 pixels in one pass of the encoder
 
@@ -247,11 +248,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--split", choices=("val", "train"), default="val", help="default: %(default)s")
     parser.add_argument("--source", action="append", default=[], help="only this source; repeatable")
     parser.add_argument("--turns", choices=("first", "all"), default="first", help="answers of a sample (default: %(default)s)")
-    parser.add_argument("--limit", type=int, default=100, help="answers a source (default: %(default)s)")
-    parser.add_argument("--max-new-tokens", type=int, default=1024, help="for one answer (default: %(default)s)")
-    parser.add_argument("--batch-tokens", type=int, default=16384, help="prompts and answers a batch (default: %(default)s)")
+    parser.add_argument("--limit", type=positive, default=100, help="answers a source (default: %(default)s)")
+    parser.add_argument("--max-new-tokens", type=positive, default=1024, help="for one answer (default: %(default)s)")
+    parser.add_argument("--batch-tokens", type=positive, default=16384, help="prompts and answers a batch (default: %(default)s)")
     parser.add_argument("--examples", type=int, default=4, help="shown a source, the first ones (default: %(default)s)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    parser.add_argument("--device", type=usable_device, default="cuda" if torch.cuda.is_available() else "cpu",
+                        help="default: %(default)s")  # fmt: skip
     parser.add_argument("--out", type=Path, help="folder of the report (default: evaluation-SPLIT beside the weights)")
     return parser.parse_args()
 

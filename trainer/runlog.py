@@ -106,7 +106,8 @@ def step_line(entry: dict[str, Any], total: int) -> str:
 
 def look_line(step: int, seen: dict[str, Any]) -> str:
     """An evaluation as people read it."""
-    parts = [f"step {step}: validation loss {seen['loss']:.4f}"]
+    name = "loss on training rows (none are held out)" if seen.get("split") == "train" else "validation loss"
+    parts = [f"step {step}: {name} {seen['loss']:.4f}"]
     if "blind_loss" in seen:
         parts.append(f"with images exchanged {seen['blind_loss']:.4f} (difference {seen['gap']:+.4f})")
     if "vf_projector" in seen:

@@ -17,9 +17,10 @@ import torch
 
 from shards.geometry import MODES
 from trainer import checkpoint
-from trainer.generate import decode_answer, generate, load_tokenizer, render_prompt, special_ids
+from trainer.generate import decode_answer, generate, load_tokenizer, render_prompt, special_ids, usable_device
 from trainer.model.vlm import load_pretrained
 from trainer.pixels import decode_image, view_image
+from trainer.settings import positive
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 DEFAULT_PROMPT = "OCR this image."
@@ -51,11 +52,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--prompt", action="append", help=f"a question; repeatable (default: {DEFAULT_PROMPT!r})")
     parser.add_argument("--together", action="store_true", help="all pictures in one prompt")
     parser.add_argument("--mode", choices=tuple(MODES), help="image mode (default: the checkpoint's)")
-    parser.add_argument("--max-new-tokens", type=int, default=1024, help="default: %(default)s")
-    parser.add_argument("--batch-size", type=int, default=8, help="prompts answered at once (default: %(default)s)")
+    parser.add_argument("--max-new-tokens", type=positive, default=1024, help="default: %(default)s")
+    parser.add_argument("--batch-size", type=positive, default=8, help="prompts answered at once (default: %(default)s)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the draws, above temperature 0 (default: %(default)s)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    parser.add_argument("--device", type=usable_device, default="cuda" if torch.cuda.is_available() else "cpu",
+                        help="default: %(default)s")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="one JSON object a line: images, prompt, text")
     args = parser.parse_args()
     if not args.images and not args.prompt:

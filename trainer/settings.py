@@ -98,7 +98,8 @@ def _count(text: str, least: int = 0) -> int:
     return int(text)
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """An option's whole number of at least one."""
     return _count(text, 1)
 
 
@@ -118,8 +119,8 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument("--weights", type=float, nargs="+", metavar="W",
                       help="share of each --shards (default: all rows as one set)")
     data.add_argument("--loss", choices=LOSSES, help="train on all text or on answers alone (default: the recipe's, else all)")
-    data.add_argument("--batch-rows", type=_positive, help="packed rows of a step, over all ranks (default: the recipe's)")
-    data.add_argument("--device-batch-size", type=_positive, metavar="ROWS",
+    data.add_argument("--batch-rows", type=positive, help="packed rows of a step, over all ranks (default: the recipe's)")
+    data.add_argument("--device-batch-size", type=positive, metavar="ROWS",
                       help="rows at once on a device (default: by model and device)")
     data.add_argument("--epochs", type=_rate, help="passes over the rows (default: the recipe's)")
     data.add_argument("--seed", type=int, default=0, help="of order and fresh weights (default 0)")
@@ -148,14 +149,14 @@ def parser() -> argparse.ArgumentParser:
     run = p.add_argument_group("run")
     run.add_argument("--out", type=Path, help="folder of the run (default runs/<name of the first --shards>)")
     run.add_argument("--resume", action="store_true", help="go on from the folder's last checkpoint, if it has one")
-    run.add_argument("--max-steps", type=_positive,
+    run.add_argument("--max-steps", type=positive,
                      help="end (and end of the schedule) after this many steps (default: --epochs)")
     run.add_argument("--eval-every", type=_count, metavar="STEPS", help="0: only at the end (default: the recipe's)")
-    run.add_argument("--eval-rows", type=_positive, default=64, help="validation rows read at an evaluation (default 64)")
+    run.add_argument("--eval-rows", type=positive, default=64, help="validation rows read at an evaluation (default 64)")
     run.add_argument("--check-every", type=_count, default=25, metavar="STEPS",
                      help="look for collapse, over the first 500 steps and at evaluations (default 25; 0: only at evaluations)")
     run.add_argument("--save-every", type=_count, default=500, metavar="STEPS", help="0: only at the end (default 500)")
-    run.add_argument("--keep", type=_positive, default=3, help="last checkpoints kept, beside the best (default 3)")
+    run.add_argument("--keep", type=positive, default=3, help="last checkpoints kept, beside the best (default 3)")
     run.add_argument("--stop-after", type=float, metavar="HOURS", help="save and end after so long")
     run.add_argument("--on-collapse", choices=("stop", "warn"), default="stop",
                      help="when the features no longer depend on the picture (default stop)")

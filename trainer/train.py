@@ -138,7 +138,8 @@ class Data:
     def fingerprint(self) -> dict[str, Any]:
         """What the order of rows depends on, for a resumed run to compare."""
         tables = [hashlib.sha256(directory.rows["train"].tobytes()).hexdigest() for directory in self.directories]
-        return {"rows": tables, "batch_rows": self.order.batch_rows, "seed": self.order.seed}
+        return {"rows": tables, "batch_rows": self.order.batch_rows, "seed": self.order.seed,
+                "weights": self.order.shares, "shuffle_window": self.order.window}
 
 
 def open_data(settings: Settings, directories: Sequence[ShardDirectory], place: Place) -> Data:
@@ -363,8 +364,9 @@ class Run:
         with contextlib.closing(data.look.batches(plan, pin=pin)) as batches:  # type: ignore[type-var]
             seen = look(model, device_batches(batches, self.place.device), data.sources, self.place.autocast)
         progress.last_look = seen
-        self.log.write({"step": progress.step, "eval": {**seen.to_json(), "kind": kind, "split": data.look_split}})
-        self.log.say(runlog.look_line(progress.step, seen.to_json()))
+        told = {**seen.to_json(), "kind": kind, "split": data.look_split}
+        self.log.write({"step": progress.step, "eval": told})
+        self.log.say(runlog.look_line(progress.step, told))
         warnings, collapsed = progress.watch.judge(
             seen, sam_grad_norm=progress.sam_grad_norm, grad_norm=progress.grad_norm, samples=progress.samples,
             after_warmup=progress.step > self.settings.warmup_steps)
@@ -419,10 +421,10 @@ def restore(settings: Settings, data: Data, place: Place, training: Training) ->
         raise ValueError(f"{settings.out} has no step {step} here: every node must see the same --out to resume")
     state = checkpoint.load_state(whole[step])
     for name, value in data.fingerprint().items():
-        if state["data"].get(name) != value:
-            told = "other rows" if name == "rows" else f"{name} {state['data'].get(name)}, not {value}"
+        if (before := state["data"].get(name, value)) != value:
+            told = "other rows" if name == "rows" else f"{name} {before}, not {value}"
             raise ValueError(f"{whole[step]} was trained on {told}: a resumed run reads on in the same order. "
-                             "Pass the same --shards, --seed and --batch-rows, or start anew with "
+                             "Pass the same --shards, --weights, --seed, --batch-rows and --shuffle-window, or start anew with "
                              f"--init {settings.out} --out ANOTHER")
     checkpoint.load_tensors(whole[step], training.model, training.optimizer, training.names)
     return Progress(step=step, samples=state["samples"], best=state["best"], watch=Watch(**state["watch"]))

@@ -78,6 +78,13 @@ def test_what_a_kill_leaves_is_not_a_checkpoint_and_is_removed(tmp_path: Path) -
     assert save(run, 10, build(0)).exists()
 
 
+def test_a_folder_without_its_state_is_written_anew(tmp_path: Path) -> None:
+    folder = save(tmp_path / "run", 5, build(0))
+    (folder / "training" / "state.json").unlink()
+    save(tmp_path / "run", 5, build(0))
+    assert list(checkpoint.folders(tmp_path / "run")) == [5]
+
+
 def test_the_last_and_the_linked_are_kept(tmp_path: Path) -> None:
     run, parts = tmp_path / "run", build(0)
     for step in range(1, 7):

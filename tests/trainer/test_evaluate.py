@@ -245,6 +245,12 @@ def test_evaluate_command(shards: Path, run: Path, tmp_path: Path, command: Comm
     status, _, error = command(evaluate.main, "--shards", shards, "--checkpoint", tmp_path)
     assert status == 1
     assert "holds no checkpoint" in error
+    for option, value, message in (("--device", "gpu", "'gpu' cannot be used here"), ("--limit", "0", "'0' is not a whole number")):
+        for main in (evaluate.main, sample_main)[:1 + (option == "--device")]:
+            status, _, error = command(main, "--shards", shards, "--checkpoint", run, option, value)
+            assert status == 2
+            assert message in error
+    assert "'0' is not a whole number" in command(sample_main, "--checkpoint", run, "--prompt", "a", "--batch-size", "0")[2]
 
 
 def test_evaluate_refuses_another_tokenizer(shards: Path, run: Path, tmp_path: Path, command: Command) -> None:

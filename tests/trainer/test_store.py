@@ -134,6 +134,13 @@ def test_s3_gives_the_same_batches_as_the_folder(s3: Any, folder: Path, tmp_path
 def test_s3_errors_name_the_address(s3: Any, folder: Path) -> None:
     with pytest.raises(ValueError, match=r"s3://bucket/none has no manifest.json"):
         open_directory("s3://bucket/none")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.delenv(name, raising=False)
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(folder / "none"))
+        with pytest.raises(ValueError, match=r"s3://bucket/none/manifest.json: Unable to locate credentials"):
+            open_directory("s3://bucket/none")
     upload(s3, folder, "cut")
     directory = open_directory("s3://bucket/cut")
     row = directory.rows["train"][-1]

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from tests.trainer.synthetic import TRAIN, make_directory, make_rows, write_directory
@@ -245,11 +246,46 @@ def test_a_run_is_not_overwritten_and_other_data_is_not_resumed(shards: Path, tm
     other = make_directory(tmp_path / "other", rows=22, seq_len=96, seed=9)
     assert start(other, out, "--max-steps", "2", "--resume") == 1
     assert "other rows" in capsys.readouterr().err
+    assert start(shards, out, "--max-steps", "2", "--resume", "--shuffle-window", "1") == 1
+    assert "shuffle_window 0, not 1" in capsys.readouterr().err
+    assert start(shards, out, "--max-steps", "2", "--resume", "--model", "nano") == 1
+    error = capsys.readouterr().err
+    assert "another model than this run's" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_run_that_is_stopped_before_its_first_step_goes_on(shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert start(shards, out, "--max-steps", "2", "--stop-after", "0") == 0
+    assert list(train.checkpoint.folders(out)) == [0]
+    assert start(shards, out, "--max-steps", "2", "--resume") == 0
+    assert start(shards, tmp_path / "whole", "--max-steps", "2") == 0
+    assert [step["loss"] for step in steps(out)] == [step["loss"] for step in steps(tmp_path / "whole")]
+
+
+def test_a_full_disk_is_said(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                             monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr(train.checkpoint, "save_file", full)
+    assert start(shards, tmp_path / "run", "--max-steps", "1") == 1
+    assert re.search(r"error: .*step-00000001 cannot be written \(No space left on device\)", capsys.readouterr().err)
+    assert not list((tmp_path / "run").glob(".step-*"))
+
+
+def test_an_evaluation_says_when_nothing_is_held_out() -> None:
+    assert runlog.look_line(3, {"loss": 2.0, "split": "val"}) == "step 3: validation loss 2.0000"
+    assert "training rows" in runlog.look_line(3, {"loss": 2.0, "split": "train"})
 
 
 def test_several_directories_by_weight(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = make_directory(tmp_path / "other", rows=8, seq_len=96, seed=3)
     assert start(shards, tmp_path / "run", "--shards", str(other), "--weights", "0.75", "0.25", "--max-steps", "4") == 0
+    for weights, code in ((("3", "1"), 0), (("1", "1"), 1)):
+        more = ("--weights", *weights, "--max-steps", "5", "--resume")
+        assert start(shards, tmp_path / "run", "--shards", str(other), *more) == code
+    assert "weights [0.75, 0.25], not [0.5, 0.5]" in capsys.readouterr().err
     longer = make_directory(tmp_path / "longer", rows=8, seq_len=128)
     capsys.readouterr()
     assert start(shards, tmp_path / "no", "--shards", str(longer), "--max-steps", "4") == 1

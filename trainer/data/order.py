@@ -137,7 +137,8 @@ class Order:
                              f"pass --batch-rows {max(1, self.rows)} or less, or build more data")
         if weights is not None and len(weights) != len(shards):
             raise ValueError(f"{len(weights)} weights for {len(shards)} directories: give one each")
-        self.batch_rows, self.seed = batch_rows, seed
+        self.batch_rows, self.seed, self.window = batch_rows, seed, window
+        self.shares = None if weights is None else [round(weight / sum(weights), 6) for weight in weights]
         self._patches = [np.asarray(rows, dtype=np.int64) for rows in patches]
         # A stream's rows: their shards (those of different directories must not be taken for one another), and where they are.
         self._streams = [np.asarray(rows, dtype=np.int64) + (index << 32) for index, rows in enumerate(shards)]

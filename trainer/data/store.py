@@ -122,7 +122,7 @@ class S3Store:
 
     def _get(self, name: str, **more: str) -> bytes:
         """One GET with its body, tried again when the body breaks off (botocore only retries up to the headers)."""
-        from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError
+        from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
 
         for attempt in range(S3_ATTEMPTS):
             try:
@@ -132,9 +132,9 @@ class S3Store:
                 if error.response["Error"]["Code"] in ("NoSuchKey", "404"):
                     raise FileNotFoundError(f"{self.where}/{name} does not exist") from None
                 raise ValueError(f"{self.where}/{name}: {error}") from None
-            except (HTTPClientError, IncompleteReadError):
-                if attempt + 1 == S3_ATTEMPTS:
-                    raise
+            except BotoCoreError as error:  # no credentials, say; only what may pass is tried again
+                if attempt + 1 == S3_ATTEMPTS or not isinstance(error, (HTTPClientError, IncompleteReadError)):
+                    raise ValueError(f"{self.where}/{name}: {error}") from None
         raise AssertionError("unreachable")
 
     def read_bytes(self, split: str, row: Any, scratch: Scratch | None = None) -> bytes | memoryview:
