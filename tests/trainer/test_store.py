@@ -55,6 +55,18 @@ def test_a_cache_gives_the_same_bytes_and_stays_bounded(folder: Path, tmp_path: 
     assert sorted(inner.fetched) == sorted(path.name for path in folder.glob("train-*.tar"))  # each once, in spite of threads
 
 
+def test_a_directory_built_anew_is_not_read_from_the_cache_of_the_old(tmp_path: Path) -> None:
+    cache, found = Cache(folder=tmp_path / "cache", bytes=1), []
+    for seed in (1, 2):
+        make_directory(tmp_path / str(seed), rows=4, shards=1, seed=seed).rename(tmp_path / "s")
+        plain, cached = open_directory(str(tmp_path / "s")), open_directory(str(tmp_path / "s"), cache)
+        found.append(cached.store.read_bytes("train", cached.rows["train"][0]))
+        assert found[-1] == plain.store.read_bytes("train", plain.rows["train"][0])
+        (tmp_path / "s").rename(tmp_path / f"was{seed}")
+    assert found[0] != found[1]
+    assert len(list((tmp_path / "cache").rglob("*.tar"))) == 1  # the old build makes room
+
+
 def test_a_cached_shard_that_was_cut_is_named(folder: Path, tmp_path: Path) -> None:
     rows = open_directory(str(folder)).rows["train"]
     store = CachedStore(LocalStore(folder), Cache(folder=tmp_path, bytes=1 << 40))

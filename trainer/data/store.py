@@ -11,6 +11,8 @@ shards in use within it (otherwise a global shuffle fetches a whole shard for ev
 
 import contextlib
 import fcntl
+import functools
+import hashlib
 import os
 import shutil
 import tempfile
@@ -169,7 +171,12 @@ class CachedStore:
         self.where, self._inner, self._bytes = inner.where, inner, cache.bytes
         self.in_flight = max(2, inner.in_flight)  # the next shard is fetched while a row is decoded
         name = "".join(c if c.isalnum() else "-" for c in inner.where).strip("-")[-80:]
-        self._folder = cache.folder / name
+        self._place = cache.folder / name
+
+    @functools.cached_property
+    def _folder(self) -> Path:
+        """One for each build: a directory that was built anew has other shards under the same names."""
+        return self._place / hashlib.sha256(self._inner.read_file(manifests.NAME)).hexdigest()[:16]
 
     def read_bytes(self, split: str, row: Any, scratch: Scratch | None = None) -> bytes | memoryview:
         name = table.shard_name(split, int(row["shard"]))
@@ -204,9 +211,9 @@ class CachedStore:
         return file
 
     def _make_room(self, kept: Path) -> None:
-        with open(self._folder / ".room.lock", "w") as lock:
+        with open(self._place / ".room.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            sizes = {path: path.stat() for path in self._folder.glob("*.tar")}
+            sizes = {path: path.stat() for path in self._place.rglob("*.tar")}
             total = sum(stat.st_size for stat in sizes.values())
             for path in sorted(sizes, key=lambda path: sizes[path].st_mtime_ns):
                 if total <= self._bytes:
