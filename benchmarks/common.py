@@ -52,9 +52,9 @@ def tree_memory() -> float:
     return total / 1e6
 
 
-def own_peak() -> float:
-    """Most megabytes that were resident in this process (ru_maxrss would count what the parent held when it forked)."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+def own_peak(pid: int | None = None) -> float:
+    """Most megabytes that were resident in this process, or another (ru_maxrss would count what the parent held when it forked)."""
+    line = next(line for line in Path(f"/proc/{pid or 'self'}/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1e3
 
 

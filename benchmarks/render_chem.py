@@ -101,9 +101,9 @@ def run_lane(lane: str, path: Path, count: int, size: int) -> dict[str, float]:
         from pipeline.chem.strings import Unfit
         from pipeline.chem.styles import load_style
         from pipeline.chem.surface import open_pixel_source
-        from pipeline.chem.worker import _keep_heap
+        from pipeline.heap import keep_heap
 
-        _keep_heap()
+        keep_heap()
         job, source = Job(style=load_style(lane), size=size), open_pixel_source()
         start = time.process_time()
         for smiles in molecules:

@@ -5,6 +5,7 @@ from typing import Any
 
 from pipeline.build.state import BuildState
 from pipeline.build.task import Beat, Task, done_folder
+from pipeline.heap import keep_heap
 from pipeline.plan import Plan
 from pipeline.tokens import Tokenizer
 
@@ -14,6 +15,7 @@ UPLOAD = "uploading"  # what a heartbeat says while a finished shard is put
 def run_task(plan: Plan, shard: int, tokenizer: Tokenizer, state: BuildState, beat: Beat,
              quarantine: frozenset[tuple[str, str]] = frozenset(), *, alone: bool = False) -> dict[str, Any]:
     """Build one shard and, for a remote output, put it there; a finished shard that waits to be put is not built again."""
+    keep_heap()
     task = Task(plan, shard, tokenizer, state.folders, beat, quarantine, alone=alone)
     if state.target is None:
         return task.run()

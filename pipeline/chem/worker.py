@@ -15,16 +15,16 @@ import sys
 from typing import Any, BinaryIO
 
 from pipeline.chem import wire
+from pipeline.heap import keep_heap
 
 PR_SET_PDEATHSIG = 1
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 def main() -> None:
     """Entry point: `python -m pipeline.chem.worker PARENT_PID BEAT_FD MEMORY_LIMIT_MB`."""
     parent, beat_fd, memory_mb = (int(word) for word in sys.argv[1:4])
     _die_with(parent)
-    _keep_heap()
+    keep_heap()
     beat = mmap.mmap(beat_fd, mmap.PAGESIZE)
     beat[: wire.BEAT.size] = wire.BEAT.pack(0, wire.IDLE)
     # frames go over a private descriptor: whatever a library prints must not end up between them
@@ -93,15 +93,6 @@ def _die_with(parent: int) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit(1)
-
-
-def _keep_heap() -> None:
-    """Lets glibc keep the 4 MB canvas between drawings instead of mapping and clearing new pages for each (.3 ms)."""
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):
-            libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
-            libc.mallopt(M_TRIM_THRESHOLD, 64 << 20)
 
 
 def _read(stream: BinaryIO) -> dict[str, Any] | None:

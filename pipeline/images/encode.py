@@ -17,8 +17,6 @@ its Huffman tables are made for the picture, which takes 6 % off the bytes for a
 give the same bytes.
 """
 
-import io
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -130,7 +128,13 @@ def encode(pixels: Pixels, *, resampled: bool, source_quality: int | None = None
 
 
 def encode_jpeg(pixels: Pixels, quality: int) -> bytes:
-    """JPEG of one component or 4:4:4. Pillow writes OpenCV's bytes in five sixths of its time (it need not swap colours)."""
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG", quality=quality, subsampling=0, optimize=True)
-    return file.getvalue()
+    """JPEG of one component or 4:4:4.
+
+    By OpenCV, whose buffer grows: Pillow writes the same bytes a sixth faster, but with tables of their own only into one of a byte
+    a pixel, and fails on noise.
+    """
+    settings = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1,
+                cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    done, data = cv2.imencode(".jpg", pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), settings)
+    assert done
+    return data.tobytes()

@@ -210,6 +210,18 @@ def test_stored_jpeg_has_full_chroma() -> None:
     assert {component[1:3] for component in image.layer} == {(1, 1)}  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("shape", [(1300, 1300, 3), (1300, 1300), (900, 1020, 3)])
+def test_noise_that_takes_a_byte_a_pixel_is_stored(shape: tuple[int, ...], capfd: pytest.CaptureFixture[str]) -> None:
+    pixels = np.random.default_rng(3).choice(np.array([0, 255], np.uint8), shape)
+    fitted = fit_image(encoded(Image.fromarray(pixels), "png"), "base")
+    assert opened(fitted.data).size == (fitted.width, fitted.height)
+    stored, suffix = encode(pixels[:600, :600], resampled=True)
+    assert suffix == "jpg"
+    assert len(stored) > 280_000
+    assert psnr(array(opened(stored)), pixels[:600, :600]) > 30
+    assert capfd.readouterr().err == ""
+
+
 def test_the_same_bytes_every_time() -> None:
     for kind in ("JPEG", "PNG", "WEBP", "TIFF"):
         data = encoded(photo(1400, 900), kind)
