@@ -37,8 +37,7 @@ def origin_of(source: SourceSpec) -> str | None:
 
 def local_input(source: SourceSpec, recipe: Recipe, raw: Path) -> Path:
     """Where a source's `path` is: absolute, beside the recipe's file, or below raw. Raises RecipeError when nowhere."""
-    assert source.path is not None
-    places = [base / source.path for base in (recipe.home, raw) if base is not None]
+    places = recipe.places_of(source, raw)
     for place in places:
         if place.exists():
             return place

@@ -25,6 +25,7 @@ from typing import Any, Literal
 import PIL
 from PIL import features
 
+from pipeline.convert import changed
 from pipeline.footers import FileFooter, FileRef, FooterError, local_refs, read_footers
 from pipeline.hub.api import list_files, resolve_revision
 from pipeline.hub.record import load_record
@@ -199,13 +200,17 @@ def make_plan(recipe: Recipe, *, raw: Path, origin: Origin = "raw", tokenizer: T
     pins: dict[str, str] = {}
     for source in recipe.sources:
         revision, found = source_refs(source, raw, origin, pins)
+        if found and source.path is not None:
+            given = next((path for path in recipe.places_of(source, raw) if path.exists()), None)
+            if given is not None and changed(given, raw / source.root):
+                missing[source.name], found = f"{given} has changed since it was converted", []
         revisions.append(revision)
         refs.append(found)
         if not found:
             if source.on_hub and source.repo == FINEVISION:
                 check_names([source.folder or ""], list(shipped_table()))   # a wrong name is not a missing set
-            missing[source.name] = f"no {source.prefix}*.parquet " + ("on the hub" if origin == "hub" and source.on_hub
-                                                                      else f"below {raw}")
+            where = "on the hub" if origin == "hub" and source.on_hub else f"below {raw}"
+            missing.setdefault(source.name, f"no {source.prefix}*.parquet {where}")
     if missing and (not allow_missing or len(missing) == len(recipe.sources)):
         raise MissingSetsError(missing, _commands(recipe, missing, raw))
     footers = iter(read_footers([ref for found in refs for ref in found], progress=progress))

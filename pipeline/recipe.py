@@ -120,6 +120,11 @@ class Recipe:
         wanted = rows if source.quota is None else math.ceil(source.quota / source.repeats)
         return max(1, math.ceil(wanted * self.fraction)) if wanted else 0
 
+    def places_of(self, source: SourceSpec, raw: Path) -> list[Path]:
+        """Where a source's `path` may be: itself if absolute, else beside the recipe's file, else below raw."""
+        assert source.path is not None
+        return [base / source.path for base in (self.home, raw) if base is not None]
+
     def identity(self) -> dict[str, Any]:
         """Everything of the recipe that the bytes depend on, as JSON.
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg  # type: ignore[import-untyped]
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from shards.geometry import PAD_COLOUR, TILE, get_mode, grid_of, placeholders, placement
@@ -54,6 +54,8 @@ def decode_image(data: bytes) -> Pixels:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return np.asarray(_eight_bits(_upright(image), str(image.format)).convert("RGB"))
+    except UnidentifiedImageError:
+        raise ValueError(f"not a readable picture ({len(data)} bytes): none of {', '.join(FORMATS)}") from None
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         raise ValueError(f"not a readable picture ({len(data)} bytes): {error}") from error
 

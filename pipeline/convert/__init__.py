@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from pipeline.convert import jsonl, llava, olmocr
 from pipeline.convert.rows import Job
-from pipeline.convert.run import Converted, run_job
+from pipeline.convert.run import Converted, run_job, seen_files
 
 
 class MakeJob(Protocol):
@@ -53,4 +53,10 @@ def convert(converter: str, source: Path, out: Path, *, name: str, options: Any 
     return run_job(CONVERTERS[converter].job(source, name=name, options=options), out, workers=workers)
 
 
-__all__ = ["CONVERTERS", "Converted", "Converter", "convert"]
+def changed(source: Path, out: Path) -> bool:
+    """Whether a local input is another by now than the one that `out` was converted from; False where either is not there."""
+    known = seen_files(out)
+    return known is not None and source.exists() and known != jsonl.seen(*jsonl.input_files(source))
+
+
+__all__ = ["CONVERTERS", "Converted", "Converter", "changed", "convert"]

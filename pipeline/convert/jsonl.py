@@ -12,7 +12,7 @@ Cost: one scan to count the records, then each image is read once.
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,11 +72,7 @@ def make_job(source: Path, *, name: str, options: Any = None) -> JsonJob:
     """Cuts the files into units of at most UNIT records. Raises ValueError when there is nothing to read."""
     if not source.exists():
         raise ValueError(f"source {name}: {source} does not exist")
-    root = source if source.is_dir() else source.parent
-    files = [source] if source.is_file() else sorted(
-        path for path in source.rglob("*")
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not any(p.startswith(".") for p in path.relative_to(root).parts)
-    )  # fmt: skip
+    root, files = input_files(source)
     if not files or files[0].suffix.lower() not in SUFFIXES:
         raise ValueError(f"source {name}: {source} holds no {', '.join(SUFFIXES)}")
     parts: list[Part] = []
@@ -93,8 +89,20 @@ def make_job(source: Path, *, name: str, options: Any = None) -> JsonJob:
             starts, count = record_starts(path, UNIT)
             parts += [Part(file=file, start=start, count=min(UNIT, count - k * UNIT), first=k * UNIT)
                       for k, start in enumerate(starts)]  # fmt: skip
-    seen = [(path.relative_to(root).as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return JsonJob(root=root.resolve(), parts=tuple(parts), identity={"converter": "jsonl", "files": [list(item) for item in seen]})
+    return JsonJob(root=root.resolve(), parts=tuple(parts), identity={"converter": "jsonl", "files": seen(root, files)})
+
+
+def input_files(source: Path) -> tuple[Path, list[Path]]:
+    """The data folder of a file or folder, and the files in it that are read, sorted."""
+    if source.is_file():
+        return source.parent, [source]
+    return source, sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()
+                          and not any(part.startswith(".") for part in path.relative_to(source).parts))
+
+
+def seen(root: Path, files: Sequence[Path]) -> list[list[Any]]:
+    """[name, bytes, time of change] of each file: what a conversion of them is known by."""
+    return [[path.relative_to(root).as_posix(), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
 
 
 def read_image(root: Path, folder: Path, name: str) -> bytes:

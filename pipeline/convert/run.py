@@ -71,6 +71,11 @@ def run_job(job: Job, out: Path, *, workers: int = 1, progress: Progress | None 
     return result
 
 
+def seen_files(out: Path) -> Any:
+    """What `out` was converted from, as its converter wrote it down; None where no finished conversion is."""
+    return (_load(out / DONE) or {}).get("identity", {}).get("files")
+
+
 def _begin(out: Path, identity: dict[str, Any]) -> None:
     """Makes the folder ready: units of this very conversion stay, those of an earlier input go, strangers are an error."""
     out.mkdir(parents=True, exist_ok=True)

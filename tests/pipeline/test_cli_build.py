@@ -79,3 +79,36 @@ def test_verify_exits_1_and_names_the_damage(made: tuple[Path, Path, Path], tmp_
     done = call("verify", tmp_path)
     assert done.exit_code == 1 and "has no manifest.json" in done.output
     assert call("verify", tmp_path / "absent").exit_code == 1
+
+
+def test_a_build_of_nothing_is_an_error(made: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    recipe, raw, _ = made
+    done = call("build-shards", "--recipe", recipe, "--raw", raw, "--out", tmp_path / "o", "--workers", "1", "--subset", "docs",
+                "--set", "docs.rows=5:3")
+    assert done.exit_code == 1 and "holds no sample: the recipe takes no row" in done.output, done.output
+    again = call("build-shards", "--recipe", recipe, "--raw", raw, "--out", tmp_path / "p", "--workers", "1", "--subset", "docs",
+                 "--mode", "base", "--set", "recipe.seq_len=64", "--max-reject-share", "1")
+    assert again.exit_code == 1 and "rows were left out" in again.output, again.output
+
+
+def test_a_local_file_that_changed_is_converted_again_before_it_is_built(made: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    labels = tmp_path / "mine.jsonl"
+    turns = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}]
+    labels.write_text(json.dumps({"messages": turns}) + "\n")
+    recipe = tmp_path / "mine.toml"
+    tokenizer = made[0].parent / "tokenizer.json"
+    recipe.write_text(f'tokenizer = {str(tokenizer)!r}\nseq_len = 64\n[sources.mine]\nkind = "jsonl"\npath = "mine.jsonl"\n')
+    where = ("--recipe", recipe, "--raw", tmp_path / "raw")
+    build = ("build-shards", *where, "--out", tmp_path / "out", "--workers", "1", "--fresh")
+    assert call("download", *where).exit_code == 0
+    assert call(*build).exit_code == 0
+    labels.write_text(labels.read_text() * 2)
+    for words in (build, ("plan", *where)):
+        done = call(*words)
+        assert "mine.jsonl has changed since it was converted" in done.output and "pipeline download" in done.output, done.output
+    assert call(*build).exit_code == 1
+    assert call("download", *where).exit_code == 0
+    done = call(*build)
+    assert done.exit_code == 0 and json.loads(done.stdout)["samples"] + json.loads(done.stdout)["val_samples"] == 2
+    labels.unlink()
+    assert call(*build).exit_code == 0  # what was converted is enough
