@@ -45,8 +45,9 @@ AGAIN = (sys.executable, "-m", "benchmarks.build_scale")
 
 def synthetic_plan(shards: int, tokenizer: Tokenizer) -> Plan:
     """A plan of `shards` * SAMPLES rows from files whose footers are known."""
-    groups_a_file = 40
-    files = max(1, round(shards * SAMPLES / SOURCES / GROUP / groups_a_file))
+    groups = shards * SAMPLES / SOURCES / GROUP  # of a source
+    files = max(1, round(groups / 40))
+    groups_a_file = max(1, round(groups / files))
 
     def refs(source: SourceSpec, *_: object) -> tuple[str, list[FileRef]]:
         found = []
