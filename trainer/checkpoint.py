@@ -100,7 +100,8 @@ def load_state(folder: Path) -> dict[str, Any]:
         state = json.loads(path.read_bytes())
         version = state["version"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} is missing or unreadable: this checkpoint can start a run (--init), not resume one") from None
+        raise ValueError(f"{path} is missing or unreadable: this checkpoint can start a run (--init), not resume one. Remove it to "
+                         "resume from the one before") from None
     if version != STATE_VERSION:
         raise ValueError(f"{path} is of version {version!r}; this trainer knows {STATE_VERSION}")
     assert isinstance(state, dict)

@@ -439,7 +439,8 @@ def headline(settings: Settings, data: Data, place: Place, training: Training, p
         f"{settings.model}: {total:.2f} M parameters, {trained:.2f} M trained"
         + (f" (frozen: {', '.join(settings.freeze)})" if settings.freeze else ""), f"{place.ranks} x {place.device.type}",
         f"{data.order.rows} rows, {data.steps} steps of {data.order.batch_rows} rows ({data.split.accumulation} x "
-        f"{data.split.rows} a rank), {passes} epochs", *([f"from step {progress.step}"] if progress.step else [])])
+        f"{data.split.rows} a rank), {passes} epochs", *([f"from step {progress.step}"] if progress.step else []),
+        *(["nothing is left to do"] if progress.step >= data.steps else [])])
 
 
 def run(settings: Settings, directories: Sequence[ShardDirectory], place: Place) -> dict[str, Any]:
