@@ -39,7 +39,7 @@ def _leaves(metadata: Any) -> tuple[int | None, list[int]]:
     for index in range(metadata.num_columns):
         column = metadata.schema.column(index)
         root, _, rest = column.path.partition(".")
-        if root == "images":
+        if root in ("images", "image"):
             if column.physical_type == "BYTE_ARRAY" and (image is None or rest.endswith("bytes")):
                 image = index
         elif column.physical_type == "BYTE_ARRAY" and root != "source":

@@ -5,8 +5,8 @@ data moves. Footers of a commit never change, so what was read is kept under the
 revision: `$PIPELINE_CACHE`, else `$XDG_CACHE_HOME/nano-deepseek-ocr`, else `~/.cache/nano-deepseek-ocr`.
 
 Beside rows and bytes a footer tells, for a plan's estimates, how many images a row group holds (the values of the leaf
-`images...bytes`) and how many bytes of text before compression (a dictionary-coded column counts its dictionary, so
-this is a low estimate where answers repeat).
+`images...bytes`, or `image.bytes`) and how many bytes of text before compression (a dictionary-coded column counts its
+dictionary, so this is a low estimate where answers repeat).
 
 A file that is no parquet, cut short or damaged gives a FooterError that names it, so that a plan can leave out just
 that file and say so.
@@ -35,7 +35,7 @@ log = logging.getLogger("pipeline.footers")
 
 MAX_FOOTER = 256 << 20      # bytes; a longer footer is refused
 CONNECTIONS = 16
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 
 
 class FooterError(ValueError):

@@ -151,3 +151,13 @@ def test_waits_end_when_another_file_has_failed(hub: HubServer) -> None:
     with pytest.raises(NotOnHub):
         read_footers([refs[0], lost], policy=QUICK)
     assert time.monotonic() - start < 20
+
+
+def test_a_column_of_single_images_holds_images_and_no_text(tmp_path: Path) -> None:
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    images = [{"bytes": b"x" * 5000, "path": "1.png"}, None, {"bytes": b"y" * 5000, "path": None}]
+    table = pa.table({"image": pa.array(images, image), "texts": pa.array(["one", "two", "three"])})
+    pq.write_table(table, tmp_path / "train.parquet")
+    footer = read_footer(local_refs(tmp_path, "")[0])
+    assert footer.images == 2
+    assert footer.text_bytes < 1000
