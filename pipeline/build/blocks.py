@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.conversation import Reject
+from pipeline.heap import KEPT, give_back
 from pipeline.hub.remote import RemoteFile, group_span, open_remote
 from pipeline.plan import Block, Plan, PlanFile
 from pipeline.sources import KINDS
@@ -43,6 +44,8 @@ class BlockReader:
         parquet, handle = opened
         if isinstance(handle, RemoteFile):
             handle.prefetch(*group_span(parquet.metadata, block.group))
+        if parquet.metadata.row_group(block.group).total_byte_size > KEPT:
+            give_back()  # its page will be held twice for a moment: the highest point of a task
         kind = KINDS[self.plan.recipe.sources[block.source].kind]
         for index, item in iter_rows(parquet, block.group, kind, start=block.start):
             if index >= block.stop:

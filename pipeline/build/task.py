@@ -41,7 +41,7 @@ from shards.writer import Fields, partial_path, publish, sync_folder, write_file
 
 BATCH_ROWS = 64
 BATCH_CHARS = 2_000_000
-BATCH_BYTES = 64 << 20  # of images, as they came and as they are stored
+BATCH_BYTES = 16 << 20  # of images, as they came and as they are stored
 _META = json.JSONEncoder(ensure_ascii=False, sort_keys=True)
 _quoted = json.encoder.encode_basestring  # a JSON string that keeps what is not ASCII
 RENDER = "tokenizing"  # what a heartbeat says while a whole batch is worked on

@@ -28,3 +28,13 @@ def faults(call: str) -> int:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has no mallopt, and nothing is asked of it")
 def test_freed_arrays_are_kept_for_the_next() -> None:
     assert faults("keep_heap()") < 50 < faults("")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has no malloc_trim, and nothing is asked of it")
+def test_what_is_kept_can_be_given_back() -> None:
+    script = SCRIPT.format(call="keep_heap()").replace("print(", "give_back()\nprint(")
+    script = script.replace("import keep_heap\n", "import give_back, keep_heap\n")
+    resident = "\nprint([line for line in open('/proc/self/status') if line.startswith('VmRSS')][0].split()[1])"
+    kept, given = (int(subprocess.run([sys.executable, "-c", text + resident], capture_output=True, text=True, check=True)
+                       .stdout.split()[-1]) for text in (script.replace("give_back()\n", ""), script))
+    assert kept - given > 20_000  # kB: of the three arrays
