@@ -7,6 +7,7 @@ token reader of strings.py: names such as aspirin or ZINC0001 never do) is the o
 
 import codecs
 import csv
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -17,6 +18,8 @@ from pipeline.chem.strings import looks_like_smiles
 
 SAMPLE_LINES = 200
 _SMILES_NAMES = ("isomeric_smiles", "isosmiles", "canonical_smiles", "smiles", "smi", "structure", "molecule")
+# as columns are called: words, perhaps a remark in brackets after a blank; no bonds, brackets or charges of a SMILES
+_NAME = re.compile(r"#?[^\W\d][\w .:/-]{0,63}( \([\w .:/-]{0,63}\))?")
 _ID_NAMES = ("cid", "id", "chembl_id", "zinc_id", "molecule_chembl_id", "name", "compound", "identifier", "catalog_id")
 
 
@@ -133,7 +136,9 @@ def _judge(lines: list[str], separator: str, smiles_column: str, id_column: str)
         by_name = [names.index(name) for name in _SMILES_NAMES if name in names and names.index(name) in equals]
         smiles = (by_name or equals)[0]
         share = shares[smiles]
-        header = len(table) > 1 and not (len(table[0]) > smiles and looks_like_smiles(table[0][smiles].split(" ")[0]))
+        # a broken SMILES, or a very long one, is no name of a column: it is a line like others, and counted
+        first = table[0][smiles] if smiles < len(names) else ""
+        header = len(table) > 1 and not looks_like_smiles(first.split(" ")[0]) and bool(_NAME.fullmatch(first))
         header = header or (smiles < len(names) and names[smiles] in _SMILES_NAMES)
     identifier = -1
     if id_column:

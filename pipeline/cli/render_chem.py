@@ -194,8 +194,11 @@ def _parse_elements(text: str) -> frozenset[str]:
     if text == "organic":
         return ORGANIC
     symbols = frozenset(word.strip() for word in text.split(","))
-    if not all(symbol.isalpha() and symbol[0].isupper() and len(symbol) <= 2 for symbol in symbols):
-        raise ValueError(f"--elements {text}: `any`, `organic`, or symbols with commas as in C,N,O,H")
+    from rdkit import Chem
+
+    elements = {Chem.GetPeriodicTable().GetElementSymbol(number) for number in range(1, 119)}
+    if unknown := sorted(symbols - elements):
+        raise ValueError(f"--elements {text}: {unknown[0]!r} is no element; `any`, `organic`, or symbols with commas as in C,N,O,H")
     return symbols
 
 

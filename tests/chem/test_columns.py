@@ -103,3 +103,14 @@ def test_files_that_cannot_be_read_name_the_fix(tmp_path: Path, data: bytes, sai
     path.write_bytes(data)
     with pytest.raises(ValueError, match=rf"odd\.smi.*{said}"):
         find_columns(path)
+
+
+@pytest.mark.parametrize(("first", "header"), [
+    ("Canonical SMILES (RDKit)", True), ("structure", True), ("#smiles", True), ("Kanonische Form", True),
+    ("C(C", False), ("[NaH", False), ("C" * 3000, False), ("C1CC=", False),
+])
+def test_a_first_line_that_is_broken_smiles_is_a_line_and_no_header(tmp_path: Path, first: str, header: bool) -> None:
+    path = tmp_path / "a.tsv"
+    path.write_text(first + "\t1\n" + "".join(f"{smiles}\t{name}\n" for smiles, name in PAIRS))
+    assert find_columns(path).header == header
+    assert len(list(read_entries(path, find_columns(path)))) == len(PAIRS) + (not header)

@@ -62,6 +62,7 @@ def test_other_options_on_the_same_folder_are_an_error_and_overwrite_the_fix(sam
     (["--smiles", "sample", "--slice", "3/3"], 2, "0 <= I < N"),
     (["--smiles", "sample", "--size", "256", "--mode", "micro"], 2, "leave one out"),
     (["--smiles", "sample", "--elements", "carbon"], 1, "--elements carbon"),
+    (["--smiles", "sample", "--elements", "C,Xx"], 1, "'Xx' is no element"),
     (["--n", "0"], 2, "--n"),
 ])
 def test_wrong_usage_names_the_value_and_the_fix(words: list[str], code: int, said: str, tmp_path: Path) -> None:
