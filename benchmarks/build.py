@@ -199,10 +199,10 @@ def worker_peak(recipe: Path, raw: Path, out: Path) -> float:
     """Most megabytes resident in the one worker process of a build-shards command (looked at fifty times a second)."""
     import psutil
 
-    words = ["build-shards", "--recipe", str(recipe), "--raw", str(raw), "--out", str(out), "--workers", "1"]
+    command = common.started("pipeline", "build-shards", "--recipe", str(recipe), "--raw", str(raw), "--out", str(out),
+                             "--workers", "1")
     peak = 0.0
-    with subprocess.Popen([sys.executable, "-c", "from pipeline.cli import main; main()", *words], stdout=subprocess.DEVNULL,
-                          stderr=subprocess.DEVNULL, cwd=common.ROOT) as process:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=common.ROOT) as process:
         while process.poll() is None:
             for worker in psutil.Process(process.pid).children(recursive=True):
                 with contextlib.suppress(psutil.Error, OSError, StopIteration):
@@ -230,7 +230,7 @@ def long_chats(raw: Path, folder: Path) -> Path:
 
 
 def child(what: str, recipe: Path | str, raw: Path, out: Path, count: int = 0) -> dict[str, float]:
-    """One measurement in a process of its own; its processor time, images, bytes and peak memory."""
+    """One measurement in a process of its own; what it told."""
     command = [sys.executable, "-m", "benchmarks.build", "--child", what, str(recipe), str(raw), str(out), str(count)]
     told = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     for left in ("", ".build", "-second", "-second.build"):
@@ -249,7 +249,7 @@ def run_child(what: str, recipe: str, raw: str, out: str, count: str) -> None:
         result = text_rate(*place)
     else:
         result = {"seconds": workers(*place, int(count))}
-    print(json.dumps({**result, "peak": common.own_peak()}))
+    print(json.dumps(result))
 
 
 def trained(raw: Path, folder: Path) -> str:

@@ -73,6 +73,13 @@ def lane(module: str, arguments: Sequence[Any], python: str = sys.executable) ->
     return dict(json.loads(found[-1]))
 
 
+def started(first: str, *words: str) -> list[str]:
+    """What starts a command of the project in this environment, from the project's root."""
+    program = (["-c", "from pipeline.cli import main; main()"] if first == "pipeline" else
+               [first] if first.endswith(".py") else ["-m", first])
+    return [sys.executable, *program, *words]
+
+
 def call(*command: str, threads: int = 0, log: Path | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run a command of the project: `pipeline ...`, a script (`trainer/train.py ...`) or a module (`benchmarks.NAME ...`).
 
@@ -80,15 +87,12 @@ def call(*command: str, threads: int = 0, log: Path | None = None, check: bool =
     output is in what is returned. ValueError if it fails, unless the caller checks the code.
     """
     print("$", shlex.join(command), file=sys.stderr, flush=True)
-    first = command[0]
-    program = (["-c", "from pipeline.cli import main; main()"] if first == "pipeline" else
-               [first] if first.endswith(".py") else ["-m", first])
     env = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
     with open(log, "a", encoding="utf-8") if log else nullcontext() as sink:
-        done = subprocess.run([sys.executable, *program, *command[1:]], cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=sink,
+        done = subprocess.run(started(*command), cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=sink,
                               text=True, check=False)
     if done.returncode and check:
-        raise ValueError(f"{first} ended with {done.returncode}" + (f": {log.read_text()[-1500:]}" if log else ""))
+        raise ValueError(f"{command[0]} ended with {done.returncode}" + (f": {log.read_text()[-1500:]}" if log else ""))
     return done
 
 

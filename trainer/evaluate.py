@@ -34,11 +34,11 @@ from shards.reader import DamagedRow, parse_row
 from shards.sample import Sample
 from trainer import checkpoint
 from trainer.data.store import ShardDirectory, open_directory
-from trainer.generate import Prompt, decode_answer, generate, load_tokenizer, special_ids, usable_device
+from trainer.generate import Prompt, decode_answer, generate, load_tokenizer, special_ids
 from trainer.model.vlm import VLM, load_pretrained
 from trainer.pixels import ImageViews, cut_tiles, decode_image, place
 from trainer.report import Answer, example_lines, examples_of, summarise, table_lines, write_report
-from trainer.settings import positive
+from trainer.settings import positive, usable_device
 
 BATCH_PATCHES = 16 * 4096  # of 16 x 16 pixels: sixteen pages of 1024 pixels in one pass of the encoder
 

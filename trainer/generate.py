@@ -8,7 +8,6 @@ positions start at 0 behind it, so a prompt's answer does not depend on its neig
 the rest goes on alone. Cost: one pass over the prompts, then one decoder step a token.
 """
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,15 +19,6 @@ from torch import Tensor
 from trainer.model.decoder import LayerCache
 from trainer.model.vlm import VLM
 from trainer.pixels import ImageViews, count_placeholders, group_views
-
-
-def usable_device(text: str) -> str:
-    """An option's device, tried out."""
-    try:
-        torch.empty(1, device=text)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise argparse.ArgumentTypeError(f"{text!r} cannot be used here ({str(error).splitlines()[0][:120]})") from None
-    return text
 
 MARKER = "<image>"
 

@@ -17,10 +17,10 @@ import torch
 
 from shards.geometry import MODES
 from trainer import checkpoint
-from trainer.generate import decode_answer, generate, load_tokenizer, render_prompt, special_ids, usable_device
+from trainer.generate import decode_answer, generate, load_tokenizer, render_prompt, special_ids
 from trainer.model.vlm import load_pretrained
 from trainer.pixels import decode_image, view_image
-from trainer.settings import positive
+from trainer.settings import positive, usable_device
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 DEFAULT_PROMPT = "OCR this image."

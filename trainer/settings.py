@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from trainer.data.store import ShardDirectory
 from trainer.model.config import SIZES
 from trainer.pretrained import PARTS
@@ -101,6 +103,15 @@ def _count(text: str, least: int = 0) -> int:
 def positive(text: str) -> int:
     """An option's whole number of at least one."""
     return _count(text, 1)
+
+
+def usable_device(text: str) -> str:
+    """An option's device, tried out."""
+    try:
+        torch.empty(1, device=text)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be used here ({str(error).splitlines()[0][:120]})") from None
+    return text
 
 
 def parser() -> argparse.ArgumentParser:

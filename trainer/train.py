@@ -20,11 +20,11 @@ import re
 import signal
 import sys
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from warnings import filterwarnings
 
 from trainer.guard import RunLock, Signals  # isort: skip (before torch: it ties a rank to its torchrun)
 
@@ -459,7 +459,7 @@ def run(settings: Settings, directories: Sequence[ShardDirectory], place: Place)
         progress = restore(settings, data, place, training)
         if control is not None:
             # The gradient of a 1x1 convolution comes in another layout: DDP copies its 16 kB, and warns of that at length.
-            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+            filterwarnings("ignore", message="Grad strides do not match bucket view strides")
             # Without device_ids DDP leaves the inputs alone, which are on the device already.
             training = dataclasses.replace(training, wrapped=DistributedDataParallel(
                 training.model, gradient_as_bucket_view=True))

@@ -193,9 +193,9 @@ def _parse_elements(text: str) -> frozenset[str]:
         return frozenset()
     if text == "organic":
         return ORGANIC
-    symbols = frozenset(word.strip() for word in text.split(","))
     from rdkit import Chem
 
+    symbols = frozenset(word.strip() for word in text.split(","))
     elements = {Chem.GetPeriodicTable().GetElementSymbol(number) for number in range(1, 119)}
     if unknown := sorted(symbols - elements):
         raise ValueError(f"--elements {text}: {unknown[0]!r} is no element; `any`, `organic`, or symbols with commas as in C,N,O,H")
