@@ -1,5 +1,6 @@
 """render-chem among molecules that hang, crash or make no sense, and under kills: every good row once, same bytes."""
 
+import contextlib
 import json
 import os
 import random
@@ -53,7 +54,12 @@ WORKER = textwrap.dedent("""
 
 
 def workers_of(pid: int) -> list[psutil.Process]:
-    return [child for child in psutil.Process(pid).children() if "pipeline.chem.worker" in " ".join(child.cmdline())]
+    found = []
+    for child in psutil.Process(pid).children():
+        with contextlib.suppress(psutil.Error):  # it ended while it was looked at
+            if "pipeline.chem.worker" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 def lots(count: int) -> list[str]:
