@@ -29,7 +29,7 @@ from pipeline.chem.output import write_lines, write_parquet, write_text
 from pipeline.chem.pool import WORKER, Pool
 from pipeline.chem.select import Molecule, Reject, Share, Source, Spool, read_bucket, remove, select
 
-FORMAT = "render-chem 1"
+FORMAT = "render-chem 2"
 PACKAGES = ("rdkit", "numpy", "isal", "pillow", "xxhash", "pyarrow")
 _TASK_ROWS = 24
 _PREVIEW = 24
