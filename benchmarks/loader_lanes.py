@@ -18,22 +18,29 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
+from shards.geometry import PAD_COLOUR, get_mode
 from trainer.pixels import decode_image, place
 
 BATCH = 12  # samples; ours takes one packed row
 Canvas = npt.NDArray[np.uint8]
 
 
-def pillow_decode(data: bytes) -> Canvas:
-    """As webdataset's and Energon's own decoders read a picture."""
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+def pillow_canvas(data: bytes, mode: str) -> Canvas:
+    """As webdataset's and Energon's own decoders read a picture, and as Pillow puts it on a canvas."""
+    side = get_mode(mode).side
+    return np.asarray(ImageOps.pad(Image.open(io.BytesIO(data)).convert("RGB"), (side, side), color=PAD_COLOUR))
 
 
-def stack(images: list[bytes], meta: dict[str, Any], decode: Callable[[bytes], Canvas]) -> torch.Tensor:
+def our_canvas(data: bytes, mode: str) -> Canvas:
+    """As this trainer does."""
+    return place(decode_image(data), mode)
+
+
+def stack(images: list[bytes], meta: dict[str, Any], decode: Callable[[bytes, str], Canvas]) -> torch.Tensor:
     """A sample's canvases."""
-    found = [place(decode(data), image["mode"]) for data, image in zip(images, meta["images"])]
+    found = [decode(data, image["mode"]) for data, image in zip(images, meta["images"])]
     return torch.from_numpy(np.stack(found)) if found else torch.zeros((0, 1024, 1024, 3), dtype=torch.uint8)
 
 
@@ -42,7 +49,7 @@ def pictures_of(members: dict[str, Any], count: int) -> list[bytes]:
     return [next(members[key] for key in (f"{index}.jpg", f"{index}.png") if key in members) for index in range(count)]
 
 
-def from_members(members: dict[str, Any], decode: Callable[[bytes], Canvas]) -> torch.Tensor:
+def from_members(members: dict[str, Any], decode: Callable[[bytes, str], Canvas]) -> torch.Tensor:
     """The canvases of raw tar members."""
     meta = json.loads(members["json"])
     return stack(pictures_of(members, len(meta["images"])), meta, decode)
@@ -57,7 +64,7 @@ def seconds_to(batches: Iterator[Any], begun: float) -> float:
 class Ours:
     """trainer.data."""
 
-    def __init__(self, where: str, workers: int, decode: Callable[[bytes], Canvas]) -> None:
+    def __init__(self, where: str, workers: int, decode: Callable[[bytes, str], Canvas]) -> None:
         from trainer.data.store import open_directory
 
         self.workers = workers
@@ -107,7 +114,7 @@ class Ours:
 class WebDataset:
     """webdataset's own pipeline and loader. It has no state to resume from: what was seen is read again and thrown away."""
 
-    def __init__(self, where: str, workers: int, decode: Callable[[bytes], Canvas]) -> None:
+    def __init__(self, where: str, workers: int, decode: Callable[[bytes, str], Canvas]) -> None:
         self.tars, self.workers, self.decode = sorted(map(str, Path(where).glob("train-*.tar"))), workers, decode
         self.loader: Any = None
 
@@ -147,13 +154,13 @@ class WebDataset:
 class Energon:
     """Megatron-Energon over the same directory, which has its .nv-meta."""
 
-    def __init__(self, where: str, workers: int, decode: Callable[[bytes], Canvas]) -> None:
+    def __init__(self, where: str, workers: int, decode: Callable[[bytes, str], Canvas]) -> None:
         self.where, self.workers, self.decode = where, workers, decode
         infos = json.loads((Path(where) / ".nv-meta" / ".info.json").read_text("utf-8"))
         self.samples = sum(count for name, count in infos["shard_counts"].items() if name.startswith("train"))
         self.running: Any = None
 
-    def open(self, workers: int, decode: Callable[[bytes], Canvas] | None, *, savable: bool = False) -> Any:
+    def open(self, workers: int, decode: Callable[[bytes, str], Canvas] | None, *, savable: bool = False) -> Any:
         """Its loader; `decode` None leaves the members as they are."""
         from megatron.energon import (
             Cooker,
@@ -212,7 +219,7 @@ class Energon:
 class HuggingFace:
     """datasets: load_dataset on the directory, streamed, in a torch DataLoader. Its tar reader decodes json and npy itself."""
 
-    def __init__(self, where: str, workers: int, decode: Callable[[bytes], Canvas]) -> None:
+    def __init__(self, where: str, workers: int, decode: Callable[[bytes, str], Canvas]) -> None:
         from datasets import load_dataset
 
         self.workers, self.decode = workers, decode
@@ -258,7 +265,7 @@ class HuggingFace:
 class LitData:
     """litdata's StreamingDataset over a copy that its optimize has written."""
 
-    def __init__(self, where: str, workers: int, decode: Callable[[bytes], Canvas]) -> None:
+    def __init__(self, where: str, workers: int, decode: Callable[[bytes, str], Canvas]) -> None:
         self.where, self.workers, self.decode = litdata_copy(where), workers, decode
         self.loader: Any = None
 
@@ -337,7 +344,7 @@ class _LitSamples:
 class Dali:
     """NVIDIA DALI without a GPU: its webdataset reader, its decoder, its threads. The first picture of a sample only."""
 
-    def __init__(self, where: str, workers: int, decode: Callable[[bytes], Canvas]) -> None:
+    def __init__(self, where: str, workers: int, decode: Callable[[bytes, str], Canvas]) -> None:
         self.tars, self.workers = sorted(map(str, Path(where).glob("train-*.tar"))), workers
         self.indexes = [tar.removesuffix(".tar") + ".idx" for tar in self.tars]
         self.running: Any = None
@@ -392,4 +399,4 @@ class Dali:
 
 LANES: dict[str, Any] = {"ours": Ours, "webdataset": WebDataset, "Energon": Energon, "litdata": LitData, "DALI": Dali,
                          "datasets": HuggingFace}
-DECODERS: dict[str, Callable[[bytes], Canvas]] = {"Pillow": pillow_decode, "ours": decode_image}
+DECODERS: dict[str, Callable[[bytes, str], Canvas]] = {"Pillow": pillow_canvas, "ours": our_canvas}

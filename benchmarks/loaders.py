@@ -9,8 +9,9 @@ Every contender reads the same directory (litdata a copy in its own format), eac
   decoded   two workers (DALI: threads), to uint8 canvases of 1024: images a second, processor time an image; seconds to the first
             batch; memory of all processes after one pass and after five, shared pages counted once
   resumed   seconds from nothing to the first batch after 90 % of a pass; ours also in a table of a million rows
-webdataset and Energon decode with Pillow, as their own decoders do; the others too except DALI, which has its own. "+ our decoder"
-is the same with this trainer's, which leaves the loaders' own difference. Imports are not counted.
+webdataset and Energon decode with Pillow, as their own decoders do, and pad with its ImageOps; the others too except DALI, which
+has its own. "+ our decoder" is the same with this trainer's decoding and padding, which leaves the loaders' own difference. Imports
+are not counted.
 """
 
 import io

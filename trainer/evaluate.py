@@ -167,8 +167,8 @@ def exchange(questions: Sequence[Question]) -> list[tuple[ImageViews | StoredIma
 def _gray(image: StoredImage) -> ImageViews:
     """Views of the image's sizes that show nothing."""
     side, (w, h) = get_mode(image.mode).side, image.grid
-    tiles = np.full((w * h, TILE, TILE, 3), PAD_COLOUR, np.uint8) if w * h else None
-    return ImageViews(view=np.full((side, side, 3), PAD_COLOUR, np.uint8), tiles=tiles, grid=image.grid)
+    tiles = np.full((w * h, TILE, TILE, 3), PAD_COLOUR[0], np.uint8) if w * h else None
+    return ImageViews(view=np.full((side, side, 3), PAD_COLOUR[0], np.uint8), tiles=tiles, grid=image.grid)
 
 
 def ask(

@@ -5,8 +5,8 @@
     pixel_values = group_views([ImageViews(view=view)])
 
 Pixels stay uint8 and interleaved (height, width, channel) up to the device: three bytes a pixel cross the process
-boundary and the bus, and nothing is transposed in a worker. Cost of a 1024-pixel page: decoding a JPEG some 4 ms,
-placing nothing when the stored picture already has the canvas's size, else one resize.
+boundary and the bus, and nothing is transposed in a worker. Cost of a 1024-pixel page: decoding a JPEG some 4 ms, placing it
+.1 ms, or 2 to 3 ms where the stored picture is smaller or larger than its place.
 """
 
 import io
@@ -20,6 +20,7 @@ import simplejpeg  # type: ignore[import-untyped]
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from shards.geometry import PAD_COLOUR, TILE, get_mode, grid_of, placeholders, placement
 
@@ -88,17 +89,28 @@ def _eight_bits(image: Image.Image, kind: str) -> Image.Image:
     return image
 
 
-def place(image: Pixels, mode: str) -> Pixels:
-    """The mode's canvas uint8 [side, side, 3] of a picture uint8 [height, width, 3], as Pillow's ImageOps.pad places it."""
+def resize(image: Pixels, width: int, height: int) -> Pixels:
+    """Bicubic as Pillow's, by whom is right and fast: what grows, as stored pictures do, by torch in a quarter of Pillow's time, a
+    hundredth of the values one or two levels off; what shrinks by Pillow (torch 2.13 is up to 28 levels off there)."""
+    if image.shape[:2] == (height, width):
+        return image
+    if height < image.shape[0] or width < image.shape[1]:
+        return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+    pixels = torch.from_numpy(image if image.flags.writeable else image.copy())[None].permute(0, 3, 1, 2)  # channels last
+    grown: Pixels = interpolate(pixels, size=(height, width), mode="bicubic", antialias=True)[0].permute(1, 2, 0).numpy()
+    return grown
+
+
+def place(image: Pixels, mode: str, canvas: Pixels | None = None) -> Pixels:
+    """A picture uint8 [height, width, 3] on the mode's canvas uint8 [side, side, 3] (a new one, or the given one, whatever it
+    holds), as Pillow's ImageOps.pad places it."""
     side, (height, width) = get_mode(mode).side, image.shape[:2]
     at = placement(mode, width, height)
-    if (width, height) != (at.width, at.height):
-        image = np.asarray(Image.fromarray(image).resize((at.width, at.height), Image.Resampling.BICUBIC))
-    if (at.width, at.height) == (side, side):
-        return image
-    canvas = np.empty((side, side, 3), np.uint8)
-    canvas[:] = PAD_COLOUR
-    canvas[at.top : at.top + at.height, at.left : at.left + at.width] = image
+    if canvas is None:
+        canvas = np.empty((side, side, 3), np.uint8)
+    if (at.width, at.height) != (side, side):
+        canvas.fill(PAD_COLOUR[0])  # gray, so one byte everywhere: as a colour it would take 7 ms
+    canvas[at.top : at.top + at.height, at.left : at.left + at.width] = resize(image, at.width, at.height)
     return canvas
 
 
@@ -125,8 +137,8 @@ def view_image(image: Pixels, mode: str) -> ImageViews:
     grid = grid_of(mode, width, height)
     if grid == (0, 0):
         return ImageViews(view=place(image, mode))
-    stitched = Image.fromarray(image).resize((TILE * grid[0], TILE * grid[1]), Image.Resampling.BICUBIC)
-    return ImageViews(view=place(image, mode), tiles=cut_tiles(np.asarray(stitched), grid), grid=grid)
+    stitched = resize(image, TILE * grid[0], TILE * grid[1])
+    return ImageViews(view=place(image, mode), tiles=cut_tiles(stitched, grid), grid=grid)
 
 
 def count_placeholders(mode: str, views: ImageViews) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
@@ -27,6 +27,13 @@ def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
     return out.getvalue()
 
 
+def assert_close(placed: Any, wanted: Any) -> None:
+    """As Pillow's but for rounding: no value more than two levels off, and hardly any at all."""
+    off = np.abs(placed.astype(int) - np.asarray(wanted).astype(int))
+    assert off.max(initial=0) <= 2
+    assert off.mean() < 0.03
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.sampled_from([mode for mode in MODES if mode != "gundam"]), st.integers(1, 700), st.integers(1, 700))
 def test_place_is_pillows(mode: str, width: int, height: int) -> None:
@@ -34,17 +41,25 @@ def test_place_is_pillows(mode: str, width: int, height: int) -> None:
     placed = place(image, mode)
     pillow = Image.fromarray(image)
     if MODES[mode].fit == "pad":
+        assume(min(ImageOps.contain(pillow, (side, side)).size))  # of a thread Pillow leaves nothing, place a line of one pixel
         wanted = ImageOps.pad(pillow, (side, side), Image.Resampling.BICUBIC, PAD_COLOUR)
     else:
         wanted = pillow.resize((side, side), Image.Resampling.BICUBIC)
     assert placed.shape == (side, side, 3)
-    assert np.array_equal(placed, np.asarray(wanted))
+    assert_close(placed, wanted)
 
 
 @pytest.mark.parametrize("size", [(2, 3000), (3000, 2), (1024, 1024), (2000, 1333)])
 def test_place_at_the_edges(size: tuple[int, int]) -> None:
     wanted = ImageOps.pad(Image.fromarray(noise(*size)), (1024, 1024), Image.Resampling.BICUBIC, PAD_COLOUR)
-    assert np.array_equal(place(noise(*size), "base"), np.asarray(wanted))
+    assert_close(place(noise(*size), "base"), wanted)
+
+
+def test_a_picture_that_fits_is_not_touched() -> None:
+    placed = place(noise(1024, 500), "base")
+    assert np.array_equal(placed[262:762], noise(1024, 500))
+    assert (placed[:262] == 127).all()
+    assert (placed[762:] == 127).all()
 
 
 def test_tiles_are_cut_row_by_row() -> None:
@@ -64,8 +79,8 @@ def test_views_of_a_large_picture() -> None:
     assert views.grid == (3, 2)
     assert views.tiles is not None
     assert count_placeholders("gundam", views) == placeholders("gundam", (3, 2))
-    stretched = np.asarray(Image.fromarray(image).resize((1920, 1280), Image.Resampling.BICUBIC))
-    assert np.array_equal(views.tiles, cut_tiles(stretched, (3, 2)))
+    stretched = Image.fromarray(image).resize((1920, 1280), Image.Resampling.BICUBIC)
+    assert_close(views.tiles, cut_tiles(np.asarray(stretched), (3, 2)))
     small = view_image(noise(300, 200), "gundam")
     assert (small.tiles, small.grid, count_placeholders("gundam", small)) == (None, (0, 0), 273)
 

@@ -150,7 +150,7 @@ def _write_pixels(images: Sequence[tuple[Sample, int, str, tuple[int, int]]], vi
                 raise ValueError(f"{sample.key}: image {index} has no tiles where its json tells {grid}")
             for tile in cut_tiles(decode_image(stitched), grid):
                 next(groups[geometry.TILE])[:] = tile
-        next(groups[geometry.get_mode(mode).side])[:] = place(decode_image(sample.image(index)), mode)
+        place(decode_image(sample.image(index)), mode, next(groups[geometry.get_mode(mode).side]))
 
 
 @dataclass(frozen=True, kw_only=True)

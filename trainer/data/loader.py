@@ -66,6 +66,7 @@ class RowSource:
 def _work(source: RowSource, slots: Sequence[Buffer], pipe: Connection, parent: int) -> None:
     """A worker: (slot, task) in, (slot, RowInfo or error) out, in order; the store's reads run ahead of decoding."""
     die_with_parent(parent)
+    torch.set_num_threads(1)  # a rank has a worker a core; and OpenMP's threads, if the parent had started any, are not here
     for number in (signal.SIGINT, signal.SIGUSR1):  # a Ctrl-C reaches the whole group: the training process decides
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
