@@ -194,7 +194,7 @@ def test_loss_is_the_sum_at_targets(model: VLM, monkeypatch: pytest.MonkeyPatch)
     targets[:, ::3] = IGNORE
     logits = run(model, ids)
     wanted = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum")
-    monkeypatch.setattr("trainer.model.vlm.LOSS_CHUNK", 17)  # 99 targets: several chunks, the last not full
+    monkeypatch.setattr("trainer.model.vlm.CPU_LOSS_CHUNK", 17)  # 99 targets: several chunks, the last not full
     loss, count = loss_of(model, ids, targets)
     assert int(count) == int((targets != IGNORE).sum()) == 99
     assert torch.allclose(loss, wanted, rtol=1e-5)

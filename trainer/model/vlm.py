@@ -44,6 +44,7 @@ from trainer.pixels import PixelValues
 
 FORMAT_VERSION = 1
 LOSS_CHUNK = 4096  # target positions whose scores exist at one time
+CPU_LOSS_CHUNK = 1024  # the same without a GPU, for the sake of the caches: a tenth of a micro step at a vocabulary of 8 k
 
 
 class Loss(NamedTuple):
@@ -211,9 +212,10 @@ class VLM(nn.Module):
         if target_positions is None:
             target_positions = (labels != IGNORE).nonzero()[:, 0]
         hidden, chosen = hidden.flatten(0, 1)[target_positions], labels[target_positions]
+        size = LOSS_CHUNK if hidden.is_cuda else CPU_LOSS_CHUNK
         losses = [
-            checkpoint(self._cross_entropy, hidden[at : at + LOSS_CHUNK], chosen[at : at + LOSS_CHUNK], use_reentrant=False)
-            for at in range(0, max(1, len(chosen)), LOSS_CHUNK)  # no target at all: one empty chunk keeps the graph whole
+            checkpoint(self._cross_entropy, hidden[at : at + size], chosen[at : at + size], use_reentrant=False)
+            for at in range(0, max(1, len(chosen)), size)  # no target at all: one empty chunk keeps the graph whole
         ]
         count = torch.tensor(len(chosen), device=labels.device)
         if not per_token:
