@@ -81,8 +81,12 @@ def read_entries(path: Path, columns: Columns) -> Iterator[Entry]:
 
 def pick(raw: bytes, columns: Columns) -> tuple[str, str]:
     """(SMILES, identifier) of a line; ("", "") where the column is missing."""
-    # latin-1 never fails and keeps ASCII as it is; anything else is rejected as no SMILES later, in its own bytes
-    cells = split_line(raw.decode("latin-1"), columns.separator)
+    try:
+        line = raw.decode()
+    except UnicodeDecodeError:
+        # latin-1 never fails and keeps ASCII as it is; anything else is rejected as no SMILES later
+        line = raw.decode("latin-1")
+    cells = split_line(line, columns.separator)
     if columns.smiles >= len(cells):
         return "", ""
     smiles = cells[columns.smiles].strip()
@@ -118,7 +122,7 @@ def _judge(lines: list[str], separator: str, smiles_column: str, id_column: str)
     width = max(map(len, table))
     body = table[1:] if len(table) > 1 else table
     shares = [
-        sum(len(row) > column and looks_like_smiles(row[column].split(" ")[0]) for row in body) / len(body)
+        sum(len(row) > column and _reads(row[column], separator) for row in body) / len(body)
         for column in range(width)
     ]
     if smiles_column:
@@ -153,10 +157,16 @@ def _judge(lines: list[str], separator: str, smiles_column: str, id_column: str)
     return share, Columns(separator=separator, smiles=smiles, identifier=identifier, header=header)
 
 
+def _reads(cell: str, separator: str) -> bool:
+    """Whether a cell is a SMILES, perhaps with more behind a blank; commas and semicolons also stand inside names and CXSMILES."""
+    smiles, _, rest = cell.partition(" ")
+    return looks_like_smiles(smiles) and (separator not in (",", ";") or not rest or rest.count("|") == 2)
+
+
 def _named(wanted: str, names: list[str], width: int) -> int | None:
     """A column by header name, or by number from 1."""
     if wanted.lower() in names:
         return names.index(wanted.lower())
-    if wanted.isdigit() and 1 <= int(wanted) <= width:
+    if wanted.isdecimal() and 1 <= int(wanted) <= width:
         return int(wanted) - 1
     return None

@@ -183,7 +183,7 @@ def command(
 
 def _parse_slice(text: str) -> tuple[int, int]:
     head, _, tail = text.partition("/")
-    if not head.isdigit() or not tail.isdigit() or not int(head) < int(tail):
+    if not head.isdecimal() or not tail.isdecimal() or not int(head) < int(tail):
         raise click.UsageError(f"--slice {text}: give I/N with 0 <= I < N, as in 0/8")
     return int(head), int(tail)
 

@@ -55,6 +55,25 @@ def test_named_columns_overrule(tmp_path: Path) -> None:
         find_columns(path, id_column="e")
 
 
+@pytest.mark.parametrize("pairs", [
+    [("CC1CCC(C)C1", "1,3-dimethylcyclopentane"), ("CCO", "ethanol"), ("ClC(Cl)C", "1,1-dichloroethane")],
+    [("CCO", "a;b"), ("CCN", "amine"), ("CCC", "c;d")],
+    [("CCO", "voil\u00e0"), ("CCN", "\u03b2-amine"), ("CCC", "\u9178")],
+])
+def test_names_keep_their_commas_and_letters(tmp_path: Path, pairs: list[tuple[str, str]]) -> None:
+    path = tmp_path / "a.smi"
+    path.write_text("".join(f"{s} {n}\n" for s, n in pairs), encoding="utf-8")
+    assert read(path) == pairs
+    path.write_text("".join(f"{n} {s}\n" for s, n in pairs), encoding="utf-8")
+    assert read(path) == pairs
+
+
+def test_commas_of_an_extension_are_no_separators(tmp_path: Path) -> None:
+    path = tmp_path / "cx.smi"
+    path.write_text("C[C@H](O)[C@H](C)O |&1:1,3| first\n*CC |$_AP1;;$| second\nCCC third\n")
+    assert read(path) == [("C[C@H](O)[C@H](C)O", "first"), ("*CC", "second"), ("CCC", "third")]
+
+
 def test_no_smiles_at_all_names_the_option(tmp_path: Path) -> None:
     path = tmp_path / "words.txt"
     path.write_text("the quick brown fox\njumps over the dog\n")
