@@ -7,6 +7,7 @@ publishes an md5 beside its file: it is checked when the server has it.
     raw/.pipeline/smiles/<hash of the URL>-CID-SMILES.gz
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 from urllib.parse import unquote, urlsplit
 
 import httpx
@@ -30,7 +32,10 @@ class FetchError(ValueError):
 
 def fetch(url: str, folder: Path, on_progress: Callable[[int, int], None], *, pause: float = 1.0) -> Path:
     """The cached file of `url`, fetched if need be. `on_progress(bytes so far, total or 0)`. Raises FetchError."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise FetchError(f"--smiles {url}: {error}") from error
     if parts.scheme not in ("http", "https"):
         raise FetchError(f"--smiles {url}: only http and https addresses are fetched")
     stem = re.sub(r"[^A-Za-z0-9._-]", "_", unquote(parts.path).rsplit("/", 1)[-1])[-100:].lstrip(".") or "smiles"
@@ -38,7 +43,36 @@ def fetch(url: str, folder: Path, on_progress: Callable[[int, int], None], *, pa
     if place.exists():
         return place
     folder.mkdir(parents=True, exist_ok=True)
-    part = place.with_name(place.name + ".part")
+    part, lock = place.with_name(place.name + ".part"), place.with_name(place.name + ".lock")
+    with open(lock, "w") as held:
+        # slices of an array share the folder: one of them fetches, the others wait and find the file
+        while _is_held_elsewhere(held):
+            if have := part.stat().st_size if part.exists() else 0:
+                on_progress(have, 0)
+            time.sleep(pause)
+        if not place.exists():
+            _fetch(url, part, place, on_progress, pause)
+        lock.unlink(missing_ok=True)
+    return place
+
+
+class _Again(Exception):
+    """Worth another attempt."""
+
+
+def _is_held_elsewhere(file: IO[str]) -> bool:
+    """Takes the lock, unless another process has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass  # a file system without locks
+    return False
+
+
+def _fetch(url: str, part: Path, place: Path, on_progress: Callable[[int, int], None], pause: float) -> None:
+    """Attempts until the file is whole at `place`. Raises FetchError."""
     cause = ""
     with httpx.Client(follow_redirects=True, timeout=_TIMEOUT, headers={"Accept-Encoding": "identity"}) as client:
         failures = held = 0
@@ -56,15 +90,13 @@ def fetch(url: str, folder: Path, on_progress: Callable[[int, int], None], *, pa
                 continue
             except httpx.HTTPStatusError as error:
                 raise FetchError(_advice(url, f"the server answered {error.response.status_code}")) from error
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
+                raise FetchError(_advice(url, str(error))) from error
             os.replace(part, place)
             _state_path(part).unlink(missing_ok=True)
-            return place
+            return
     kept = f"; {part.stat().st_size:,} bytes are kept, the next run goes on from there" if part.exists() else ""
     raise FetchError(_advice(url, cause) + kept)
-
-
-class _Again(Exception):
-    """Worth another attempt."""
 
 
 def _advice(url: str, cause: str) -> str:

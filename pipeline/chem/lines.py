@@ -64,7 +64,7 @@ def read_blocks(path: Path) -> Iterator[bytes]:
             while block := stream.read(_BLOCK):
                 yield block
         except (EOFError, OSError, ValueError, zlib.error) as error:
-            raise BrokenFile(f"{path}: cut or damaged ({error}); fetch or copy it again") from error
+            raise BrokenFile(f"{path}: cut or damaged ({error}); delete it, then fetch or copy it again") from error
 
 
 def _decompressed(file: IO[bytes], magic: bytes) -> IO[bytes]:

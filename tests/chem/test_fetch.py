@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -27,6 +28,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.ranges.append(self.headers.get("Range", ""))
+        if self.server.status == 302:
+            self.send_response(302)
+            self.send_header("Location", self.path)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         if self.server.status != 200:
             self.send_error(self.server.status)
             return
@@ -95,6 +102,21 @@ def test_file_that_changed_in_between_starts_over(server: Server, tmp_path: Path
     assert get(server, tmp_path).read_bytes() == BODY[::-1]
 
 
+def test_slices_that_start_together_fetch_once(server: Server, tmp_path: Path) -> None:
+    with ThreadPoolExecutor() as pool:
+        paths = {path for path in pool.map(lambda _: get(server, tmp_path), range(4))}
+    assert [path.read_bytes() for path in paths] == [BODY]
+    assert server.ranges == [""]
+    assert set(tmp_path.iterdir()) == paths
+
+
+@pytest.mark.parametrize("url", ["http://[bad/x.smi", "http://127.0.0.1:x/a.smi"])
+def test_an_address_that_is_none_is_named(tmp_path: Path, url: str) -> None:
+    with pytest.raises(FetchError) as error:
+        fetch(url, tmp_path, lambda have, total: None)
+    assert url in str(error.value)
+
+
 @pytest.mark.parametrize("status", [404, 503])
 def test_refusal_names_the_way_out(server: Server, tmp_path: Path, status: int) -> None:
     server.status = status
@@ -103,6 +125,12 @@ def test_refusal_names_the_way_out(server: Server, tmp_path: Path, status: int) 
     assert str(status) in str(error.value)
     assert "--smiles" in str(error.value)
     assert "sample" in str(error.value)
+
+
+def test_endless_redirects_are_refused(server: Server, tmp_path: Path) -> None:
+    server.status = 302
+    with pytest.raises(FetchError, match="redirects"):
+        get(server, tmp_path)
 
 
 def test_only_http_is_fetched(tmp_path: Path) -> None:
