@@ -1,5 +1,6 @@
 """The data card and picture grid of a rendered set."""
 
+import json
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,13 @@ def write_card(folder: Path, manifest: dict[str, Any]) -> None:
                         for source in identity["sources"])
     versions = ", ".join(f"{name} {version}" for name, version in identity["versions"].items())
     grid = "![Some rows](preview.png)\n" if (folder / "preview.png").exists() else ""
-    text = f"""{_YAML.format(name=manifest['name'])}
+    text = f"""{_YAML.format(name=json.dumps(manifest['name'], ensure_ascii=False))}
 # {manifest['name']}: {totals['rows']:,} drawn molecules
 
-Drawings of {totals['molecules']:,} different molecules by RDKit, style `{job['style']['name']}`, at most {job['size']}
-pixels a side, with the molecule as text: target `{job['target']}`. The answer says what is drawn, also where the style
-added an isotope, a counter-ion or an R group (`drawn_smiles`; `canonical_smiles` is the molecule it started from).
+Drawings by RDKit of {totals['molecules']:,} chosen molecules, less what is left out below; style
+`{job['style']['name']}`, at most {job['size']} pixels a side, with the molecule as text: target
+`{job['target']}`. The answer says what is drawn, also where the style added an isotope, a counter-ion or an R group
+(`drawn_smiles`; `canonical_smiles` is the molecule it started from).
 
 {grid}
 | column | what |

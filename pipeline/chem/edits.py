@@ -43,12 +43,12 @@ def abbreviate(molecule: Any) -> Any:
 
 
 def label_dummies(molecule: Any, *, lines: bool) -> None:
-    """Gives [1*] the drawn label R1 and * the label R; with `lines`, a bare * stays for a wavy attachment line."""
+    """Gives [1*] and [*:1] the drawn label R1, * the label R; with `lines`, a bare * stays for a wavy attachment line."""
     for atom in molecule.GetAtoms():
-        if lines and not atom.GetIsotope():
+        number = atom.GetIsotope() or atom.GetAtomMapNum()
+        if lines and not number:
             continue
         if atom.GetAtomicNum() == 0 and not atom.HasProp("_displayLabel"):
-            number = atom.GetIsotope()
             label = f"R<sub>{number}</sub>" if number else "R"
             atom.SetProp("_displayLabel", label)
             atom.SetProp("_displayLabelW", label)

@@ -1,12 +1,15 @@
 """A contact sheet of random rows of a FineVision-format set: one PNG, and one HTML page with full texts."""
 
 import base64
+import contextlib
 import html
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.chem.card import write_grid
@@ -37,8 +40,15 @@ def find_files(folder: Path) -> list[Path]:
 
 
 def choose_rows(files: list[Path], count: int, seed: int) -> list[tuple[Path, int]]:
-    """`count` (file, row) pairs, drawn evenly over all rows, in the files' order."""
-    sizes = [pq.ParquetFile(path).metadata.num_rows for path in files]
+    """`count` (file, row) pairs, drawn evenly over all rows, in the files' order. Raises ValueError where no file has pictures."""
+    sizes, pictures = [], False
+    for path in files:
+        with _reading(path):
+            file = pq.ParquetFile(path)
+        sizes.append(file.metadata.num_rows)
+        pictures = pictures or "images" in file.schema_arrow.names
+    if not pictures:
+        raise ValueError(f"{files[0].parent}: no column `images` in its parquet files; shards are shown by `pipeline inspect`")
     total = sum(sizes)
     picked = sorted(random.Random(seed).sample(range(total), min(count, total)))
     rows, start, index = [], 0, 0
@@ -59,9 +69,18 @@ def read_rows(rows: list[tuple[Path, int]]) -> list[Shown]:
         while number >= file.metadata.row_group(group).num_rows:
             number -= file.metadata.row_group(group).num_rows
             group += 1
-        row = file.read_row_group(group).slice(number, 1).to_pylist()[0]
+        with _reading(path):
+            row = file.read_row_group(group).slice(number, 1).to_pylist()[0]
         shown.append(_show(f"{path.name} group {group} row {number}", row))
     return shown
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: no readable parquet file ({error})") from error
 
 
 def write_gallery(rows: list[Shown], png: Path, page: Path, *, title: str, columns: int, cell: int) -> None:

@@ -305,7 +305,7 @@ def read_quarantine(path: Path) -> dict[str, dict[str, str]]:
     """Rows given up by earlier runs: key -> reason and detail. A last line cut by a power loss is ignored."""
     records: dict[str, dict[str, str]] = {}
     if path.exists():
-        for line in path.read_text("utf-8").splitlines():
+        for line in path.read_text("utf-8", "replace").splitlines():
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 entry = json.loads(line)
                 record = {"reason": str(entry["reason"]), "detail": str(entry["detail"])}

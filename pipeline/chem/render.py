@@ -16,10 +16,12 @@ import fcntl
 import hashlib
 import json
 import platform
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,8 @@ from pipeline.chem.select import Molecule, Reject, Share, Source, Spool, read_bu
 
 FORMAT = "render-chem 2"
 PACKAGES = ("rdkit", "numpy", "isal", "pillow", "xxhash", "pyarrow")
+_OURS = re.compile(r"manifest\.json|README\.md|preview\.png|rejects\.jsonl|train-.*\.parquet")
+_SHOWN_CHANGES = 6
 _TASK_ROWS = 24
 _PREVIEW = 24
 
@@ -319,15 +323,38 @@ def _write_preview(plan: Plan, records: list[dict[str, Any]]) -> None:
 
 def _check_identity(run: _Run) -> None:
     """Takes the folder for this set, or raises OtherSet naming what differs from the set it already holds."""
-    path = run.work / "identity.json"
+    path, out = run.work / "identity.json", run.plan.out
     if path.exists():
-        held = json.loads(path.read_text("utf-8"))
-        differing = sorted(key for key in run.identity if held.get(key) != run.identity[key])
-        if differing:
-            changes = "; ".join(f"{key}: {_short(held.get(key))} there, {_short(run.identity[key])} asked" for key in differing)
-            raise OtherSet(f"{run.plan.out} holds another set ({changes})")
+        held = _load(path)
+        if held is None:
+            raise OtherSet(f"{out} holds a set whose {path} is damaged")
+        if changes := list(islice(_differences(held, run.identity), _SHOWN_CHANGES)):
+            raise OtherSet(f"{out} holds another set ({'; '.join(changes)})")
         return
+    if foreign := sorted(entry.name for entry in out.iterdir() if _OURS.fullmatch(entry.name)):
+        raise ValueError(f"{out} holds files of another origin ({', '.join(foreign[:3])}); choose another --out, or move them away")
     write_text(path, json.dumps(run.identity))
+
+
+def _differences(held: Any, asked: Any, name: str = "") -> Iterator[str]:
+    """What differs between two identities, option by option, in words."""
+    if isinstance(held, dict) and isinstance(asked, dict):
+        for key in sorted(asked):
+            yield from _differences(held.get(key), asked[key], f"{name}.{key}".removeprefix(".").removeprefix("job."))
+    elif isinstance(held, list) and isinstance(asked, list) and len(held) == len(asked):
+        for index, (before, now) in enumerate(zip(held, asked, strict=True)):
+            yield from _differences(before, now, f"{name}[{index}]")
+    elif held != asked:
+        yield f"{name}: {_short(held)} there, {_short(asked)} asked"
+
+
+def _load(path: Path) -> dict[str, Any] | None:
+    """The fields of a file of state; None when it is not there or damaged."""
+    try:
+        fields = json.loads(path.read_text("utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return fields if isinstance(fields, dict) else None
 
 
 def _short(value: Any) -> str:
@@ -338,17 +365,14 @@ def _short(value: Any) -> str:
 def _read_record(run: _Run, file: int) -> dict[str, Any] | None:
     """A finished file's record, if the file is there with the size that the record says."""
     path, data = run.work / f"file-{file:06d}.json", run.plan.out / run.plan.file_name(file)
-    if not path.exists() or not data.exists():
-        return None
-    record: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    return record if data.stat().st_size == record["bytes"] else None
+    record = _load(path)
+    return record if record and data.exists() and data.stat().st_size == record["bytes"] else None
 
 
 def _read_share(run: _Run) -> Share | None:
-    path = run.work / f"share{_suffix(run.plan)}.json"
-    if not path.exists():
+    fields = _load(run.work / f"share{_suffix(run.plan)}.json")
+    if fields is None or not (run.work / f"rejects{_suffix(run.plan)}.jsonl").exists():
         return None
-    fields = json.loads(path.read_text("utf-8"))
     return Share(
         unique=tuple(fields["unique"]), rows=tuple(fields["rows"]), lines=fields["lines"], parsed=fields["parsed"],
         bands=fields["bands"],

@@ -117,4 +117,6 @@ def check_string(smiles: str, limits: Limits) -> Sketch:
         raise Unfit("too-many-rings", f"{seen.rings} ring closures, the limit is {limits.max_rings}")
     if "@" in smiles and _UNDRAWN_STEREO.search(smiles):
         raise Unfit("undrawable-stereo", "square-planar, octahedral or axial stereo has no wedge drawing")
+    if "$" in smiles:
+        raise Unfit("undrawable-bond", "a quadruple bond has no drawing of its own")
     return seen

@@ -15,6 +15,7 @@ relative (to the bond, or to a picture of 1024), so that a preset looks the same
 import difflib
 import hashlib
 import json
+import math
 import random
 import tomllib
 from dataclasses import dataclass, field
@@ -242,7 +243,9 @@ def _weighted(name: str, key: str, table: dict[str, object]) -> Rule:
     weights: list[float] = []
     options: list[Value] = []
     for option, weight in table.items():
-        if not _is_number(weight) or float(str(weight)) < 0:
+        if isinstance(weight, dict):
+            raise ValueError(f"style {name}: {key}: numbers stand in quotes, as in {{\"0.5\" = 1}}")
+        if not _is_number(weight) or not 0 <= float(str(weight)) < math.inf:
             raise ValueError(f"style {name}: {key}: the weight of `{option}` is {weight!r}; it must be a number >= 0")
         weights.append(float(str(weight)))
         options.append(_check_value(name, key, option))

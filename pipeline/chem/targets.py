@@ -56,9 +56,16 @@ def _selfies(smiles: str) -> str:
     import selfies
 
     try:
-        return str(selfies.encoder(smiles))
+        text = str(selfies.encoder(smiles))
     except selfies.EncoderError as error:
         raise Unfit("target", f"SELFIES cannot be written: {' '.join(str(error).split())[:200]}") from error
+    try:
+        decoded = Chem.MolFromSmiles(selfies.decoder(text))
+    except selfies.DecoderError as error:
+        raise Unfit("target", f"SELFIES cannot be read back: {' '.join(str(error).split())[:200]}") from error
+    if decoded is None or Chem.MolToSmiles(decoded) != smiles:
+        raise Unfit("target", "SELFIES reads back as another molecule")
+    return text
 
 
 def _deepsmiles(smiles: str) -> str:

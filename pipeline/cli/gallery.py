@@ -30,6 +30,8 @@ def command(set_: str, raw: Path, rows: int, columns: int, cell: int, seed: int,
 
     places = [Path(set_), raw / "rendered" / set_, raw / "local" / set_, raw / set_]
     folder = next((place for place in places if place.is_dir()), None)
+    if folder is None and Path(set_).is_file():
+        raise click.ClickException(f"`{set_}` is a file; give the folder that it lies in")
     if folder is None:
         raise click.ClickException(
             f"no set `{set_}`: looked at {', '.join(map(str, places))}; make one with `pipeline render-chem`"

@@ -6,6 +6,8 @@ import sys
 from io import BytesIO
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
@@ -115,6 +117,16 @@ def test_gallery_finds_a_set_by_name_and_names_the_places_otherwise(sample_set: 
     result = call("gallery", "chemm", "--raw", raw)
     assert result.exit_code == 1
     assert "render-chem" in result.stderr
+
+
+def test_gallery_names_what_it_cannot_show(sample_set: Path, tmp_path: Path) -> None:
+    file = next(sample_set.glob("*.parquet"))
+    assert "is a file; give the folder" in call("gallery", str(file)).stderr
+    (tmp_path / "cut.parquet").write_bytes(file.read_bytes()[:2000])
+    assert "cut.parquet: no readable parquet file" in call("gallery", str(tmp_path)).stderr
+    pq.write_table(pa.table({"key": ["a"]}), tmp_path / "cut.parquet")
+    result = call("gallery", str(tmp_path), "--out", str(tmp_path / "g.png"))
+    assert (result.exit_code, "no column `images`" in result.stderr) == (1, True)
 
 
 def test_gallery_survives_hostile_rows(shared: Path, tmp_path: Path) -> None:

@@ -161,6 +161,13 @@ def test_r_groups_are_numbered_dummies() -> None:
     assert any("[1*]" in answer for answer in answers)
 
 
+@pytest.mark.parametrize("style", ["", "[chemistry]\nattachments = 1\n"])
+def test_mapped_dummies_are_drawn_with_their_numbers(style: str) -> None:
+    job = Job(style=parse_style(style, "r"), size=128, prompts=("?",))
+    rows = [depict(f"[*:{number}]c1c(F)c(F)c(F)c(F)c1F", 0, job, open_pixel_source()) for number in (1, 2)]
+    assert rows[0].image != rows[1].image
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_public_route_gives_the_same_bytes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     job, raw = Job(style=load_style(name), size=160), open_pixel_source()

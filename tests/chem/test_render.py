@@ -9,6 +9,7 @@ from datasets import load_dataset
 from PIL import Image
 from rdkit import Chem
 
+from pipeline.chem.pool import read_quarantine
 from pipeline.chem.render import OtherSet, Progress, render
 from pipeline.chem.select import share_rows
 from tests.chem.helpers import MOLECULES, make_plan, read_bytes, read_rejects, read_set, write_smiles
@@ -75,6 +76,18 @@ def test_slices_together_are_the_set_of_one_run(source: Path, rendered: Path, tm
     assert read_bytes(tmp_path / "chem") == read_bytes(rendered)
 
 
+def test_any_name_makes_a_card_that_opens(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "set: 2 #1"
+    render(make_plan(out, [source], name=out.name), workers=1)
+    assert len(load_dataset(str(out), split="train", cache_dir=str(tmp_path / "cache"))) == len(MOLECULES)
+
+
+def test_a_quarantine_that_is_no_text_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "quarantine.jsonl"
+    path.write_bytes(b'\xff\xfe\n{"op":"depict","arguments":["CCO",0],"reason":"deadline","detail":"slow"}\n')
+    assert list(read_quarantine(path).values()) == [{"reason": "deadline", "detail": "slow"}]
+
+
 def test_second_run_does_nothing_and_a_lost_file_is_redone(source: Path, tmp_path: Path) -> None:
     plan = make_plan(tmp_path / "chem", [source], rows_per_file=7)
     render(plan, workers=1)
@@ -88,8 +101,42 @@ def test_second_run_does_nothing_and_a_lost_file_is_redone(source: Path, tmp_pat
 
 def test_another_set_is_never_overwritten(source: Path, tmp_path: Path) -> None:
     render(make_plan(tmp_path / "chem", [source]), workers=1)
-    with pytest.raises(OtherSet, match="job"):
+    with pytest.raises(OtherSet, match=r"\(size: 96 there, 64 asked\)"):
         render(make_plan(tmp_path / "chem", [source], size=64), workers=1)
+
+
+def test_files_of_another_origin_are_never_overwritten(source: Path, rendered: Path, tmp_path: Path) -> None:
+    out = tmp_path / "chem"
+    out.mkdir()
+    (out / "README.md").write_text("notes of somebody else")
+    (out / "train-00000-of-00001.parquet").write_bytes(b"other data")
+    with pytest.raises(ValueError, match=r"another origin \(README.md, train-00000-of-00001.parquet\)"):
+        render(make_plan(out, [source]), workers=1)
+    assert (out / "train-00000-of-00001.parquet").read_bytes() == b"other data"
+
+
+@pytest.mark.parametrize("name", ["share.json", "file-000000.json", "identity.json"])
+def test_a_damaged_state_is_made_anew_or_named(source: Path, tmp_path: Path, name: str) -> None:
+    plan = make_plan(tmp_path / "chem", [source], rows_per_file=15)
+    render(plan, workers=1)
+    before = read_bytes(plan.out)
+    (plan.out / ".work" / name).write_text('{"a')
+    if name == "identity.json":
+        with pytest.raises(OtherSet, match=r"identity\.json is damaged"):
+            render(plan, workers=1)
+    else:
+        assert render(plan, workers=1).complete
+        assert read_bytes(plan.out) == before
+
+
+def test_a_lost_list_of_rejects_is_made_anew(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path / "chem", [write_smiles(tmp_path / "a.smi", [*MOLECULES, "C1CC"])])
+    render(plan, workers=1)
+    before = read_bytes(plan.out)
+    (plan.out / ".work" / "rejects.jsonl").unlink()
+    assert render(plan, workers=1).complete
+    assert read_bytes(plan.out) == before
+    assert [reject["reason"] for reject in read_rejects(plan.out)] == ["syntax"]
 
 
 def test_more_rows_than_molecules_draws_further_styles_and_says_so(source: Path, tmp_path: Path) -> None:

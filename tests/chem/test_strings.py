@@ -27,7 +27,7 @@ def test_sketch(smiles: str, atoms: int, dummies: int, fragments: int, rings: in
     ("", "empty"), ("C" * 401, "too-long"), ("C" * 90, "too-many-atoms"), ("*", "too-few-atoms"), ("[H][H]", "too-few-atoms"),
     ("C.C.C.C.C", "too-many-fragments"), ("C1CC", "syntax"), ("C(C", "syntax"), ("CC)", "syntax"), ("hello", "syntax"),
     ("CCÖ", "syntax"), ("\x00\x01", "syntax"), ("C C", "syntax"), (PHENYLENES, "too-many-atoms"),
-    ("F[Pt@SP1](Cl)(Br)I", "undrawable-stereo"), ("C12C3C4C1C5C2C3C45" * 4, "too-many-rings"),
+    ("C$C", "undrawable-bond"), ("F[Pt@SP1](Cl)(Br)I", "undrawable-stereo"), ("C12C3C4C1C5C2C3C45" * 4, "too-many-rings"),
 ])
 def test_limits_name_their_reason(smiles: str, reason: str) -> None:
     with pytest.raises(Unfit) as unfit:
