@@ -208,6 +208,8 @@ def _draw_tasks(
 ) -> Iterator[list[list[Any]]]:
     """Argument lists [canonical SMILES, copy, molecule], file after file; a task never crosses a file's end."""
     for file in files:
+        if not share.rows[file]:
+            continue  # `_draw_file` asks for none of its rows, and may be past it before this is
         molecules = read_bucket(spool, file, duplicates[file].append)
         for start in range(0, share.rows[file], _TASK_ROWS):
             stop = min(start + _TASK_ROWS, share.rows[file])

@@ -183,6 +183,18 @@ def test_slices_find_duplicates_and_rejects_like_one_run(tmp_path: Path) -> None
     assert sets[0] == sets[1]
 
 
+@pytest.mark.parametrize("n", [0, 1, 4])
+def test_files_without_rows_are_empty_and_their_duplicates_counted_once(tmp_path: Path, n: int) -> None:
+    path = write_smiles(tmp_path / "a.smi", [*MOLECULES[:8], *MOLECULES[:8]])
+    plan = make_plan(tmp_path / "chem", [path], n=n, rows_per_file=1)
+    report = render(plan, workers=1)
+    files = json.loads((plan.out / "manifest.json").read_text())["files"]
+    assert (report.complete, len(read_set(plan.out))) == (True, n or 8)
+    assert [file["rows"] for file in files].count(0) >= (0 if n else 8)
+    rejects = [(reject["row"], reject["reason"]) for reject in read_rejects(plan.out)]
+    assert len(rejects) == len(set(rejects)) <= 8
+
+
 def test_shuffle_seed_changes_the_order_and_nothing_else(source: Path, rendered: Path, tmp_path: Path) -> None:
     render(make_plan(tmp_path / "chem", [source], rows_per_file=7, shuffle_seed=1), workers=1)
     sets = (read_set(rendered), read_set(tmp_path / "chem"))
