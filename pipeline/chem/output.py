@@ -52,7 +52,7 @@ def write_parquet(path: Path, rows: Iterable[dict[str, Any]], scratch: Path) -> 
             if len(group) >= GROUP_ROWS or held >= GROUP_BYTES:
                 writer.write_table(pa.Table.from_pylist(group, schema=SCHEMA), row_group_size=GROUP_ROWS)
                 group, held = [], 0
-        if group or not count:
+        if group:  # a row group of no rows is what `load_dataset` fails at
             writer.write_table(pa.Table.from_pylist(group, schema=SCHEMA), row_group_size=GROUP_ROWS)
     with open(scratch, "rb+") as file:
         os.fsync(file.fileno())

@@ -191,6 +191,7 @@ def test_files_without_rows_are_empty_and_their_duplicates_counted_once(tmp_path
     files = json.loads((plan.out / "manifest.json").read_text())["files"]
     assert (report.complete, len(read_set(plan.out))) == (True, n or 8)
     assert [file["rows"] for file in files].count(0) >= (0 if n else 8)
+    assert len(load_dataset(str(plan.out), split="train", cache_dir=str(tmp_path / "cache"))) == (n or 8)
     rejects = [(reject["row"], reject["reason"]) for reject in read_rejects(plan.out)]
     assert len(rejects) == len(set(rejects)) <= 8
 
