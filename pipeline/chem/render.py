@@ -131,7 +131,7 @@ def render(
     progress = progress or Progress()
     run = _Run(plan=plan, work=plan.out / ".work", progress=progress, identity=identity_of(plan))
     run.work.mkdir(parents=True, exist_ok=True)
-    with _lock(run.work / f"lock-{plan.part}"):
+    with lock(run.work / f"lock-{plan.part}"):
         _check_identity(run)
         owned = [file for file in range(plan.files) if plan.owns(file)]
         for file in owned:
@@ -402,7 +402,7 @@ def _count_reasons(path: Path) -> Counter[str]:
 
 
 @contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def lock(path: Path) -> Iterator[None]:
     """Held for the length of a run; ValueError when another run holds it."""
     with open(path, "w") as file:
         try:

@@ -1,5 +1,6 @@
 """`pipeline render-chem`: SMILES -> RDKit pictures as a FineVision-format set."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -230,11 +231,16 @@ def _fetched(url: str, raw: Path, bar: _Bar) -> Path:
 
 
 def _clear(folder: Path) -> None:
-    """Removes what render-chem writes into a set's folder, and nothing else."""
+    """Removes what render-chem writes into a set's folder, and nothing else. Raises ValueError while a run is at work there."""
+    from pipeline.chem.render import lock
+
     if not (folder / ".work" / "identity.json").exists():
         return
-    for path in [*folder.glob("train-*-of-*.parquet"), *folder.glob("quarantine*.jsonl")]:
-        path.unlink()
-    for name in ("manifest.json", "rejects.jsonl", "README.md", "preview.png"):
-        (folder / name).unlink(missing_ok=True)
+    with contextlib.ExitStack() as locks:
+        for path in (folder / ".work").glob("lock-*"):
+            locks.enter_context(lock(path))
+        for path in [*folder.glob("train-*-of-*.parquet"), *folder.glob("quarantine*.jsonl")]:
+            path.unlink()
+        for name in ("manifest.json", "rejects.jsonl", "README.md", "preview.png"):
+            (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / ".work")

@@ -1,5 +1,6 @@
 """The commands as users type them: `render-chem`, `gallery`."""
 
+import fcntl
 import json
 import subprocess
 import sys
@@ -55,6 +56,17 @@ def test_other_options_on_the_same_folder_are_an_error_and_overwrite_the_fix(sam
     assert result.exit_code == 1
     assert "--overwrite" in result.stderr
     assert summary(call(*words, "--seed", "5", "--overwrite"))["files_reused"] == 0
+
+
+def test_a_set_that_is_being_made_is_not_overwritten(tmp_path: Path) -> None:
+    path = write_smiles(tmp_path / "a.smi", MOLECULES)
+    words = ("render-chem", "--smiles", str(path), "--size", "64", "--workers", "1", "--out", str(tmp_path / "chem"))
+    summary(call(*words))
+    with open(tmp_path / "chem" / ".work" / "lock-3", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        result = call(*words, "--seed", "5", "--overwrite")
+    assert (result.exit_code, "another render-chem is at work" in result.stderr) == (1, True)
+    assert (tmp_path / "chem" / "manifest.json").exists()
 
 
 @pytest.mark.parametrize(("words", "code", "said"), [
