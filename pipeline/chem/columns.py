@@ -18,6 +18,7 @@ from pipeline.chem.strings import looks_like_smiles
 
 SAMPLE_LINES = 200
 _SMILES_NAMES = ("isomeric_smiles", "isosmiles", "canonical_smiles", "smiles", "smi", "structure", "molecule")
+_ARCHIVES = (b"PK\x03\x04", b"7z\xbc\xaf\x27\x1c", b"\xfd7zXZ\x00")
 # as columns are called: words, perhaps a remark in brackets after a blank; no bonds, brackets or charges of a SMILES
 _NAME = re.compile(r"#?[^\W\d][\w .:/-]{0,63}( \([\w .:/-]{0,63}\))?")
 _ID_NAMES = ("cid", "id", "chembl_id", "zinc_id", "molecule_chembl_id", "name", "compound", "identifier", "catalog_id")
@@ -47,6 +48,8 @@ def find_columns(path: Path, smiles_column: str = "", id_column: str = "") -> Co
     raw = list(islice(open_lines(path), SAMPLE_LINES))
     if raw and raw[0].startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise ValueError(f"{path}: UTF-16 text; convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW")
+    if raw and (raw[0].startswith(_ARCHIVES) or raw[0][257:262] == b"ustar"):
+        raise ValueError(f"{path}: an archive (zip, 7z, xz or tar); unpack it, or give it as gz, bz2 or zst")
     if raw and b"\r" in raw[0] and raw[0].isascii():
         raise ValueError(f"{path}: lines that end in a carriage return alone; convert it: tr '\\r' '\\n' < FILE > NEW")
     lines = [line.decode("utf-8", "replace") for line in raw]

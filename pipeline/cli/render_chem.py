@@ -214,6 +214,8 @@ def _locate(name: str, raw: Path, bar: _Bar) -> Path:
         return path
     if path.is_dir():
         raise ValueError(f"--smiles {name}: a folder; give its files, each with a --smiles of its own")
+    if path.exists():
+        raise ValueError(f"--smiles {name}: a pipe or a device; it is read more than once, so give a file")
     raise ValueError(f"--smiles {name}: no such file. `--smiles {SAMPLE}` takes the molecules that ship with the package")
 
 

@@ -2,6 +2,9 @@
 
 import bz2
 import gzip
+import lzma
+import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -122,6 +125,17 @@ def test_files_that_cannot_be_read_name_the_fix(tmp_path: Path, data: bytes, sai
     path.write_bytes(data)
     with pytest.raises(ValueError, match=rf"odd\.smi.*{said}"):
         find_columns(path)
+
+
+def test_archives_are_named_and_not_read(tmp_path: Path) -> None:
+    (tmp_path / "a.smi").write_text("CCO a\nCCN b\nCCC c\n")
+    shutil.make_archive(str(tmp_path / "tar"), "gztar", tmp_path, "a.smi")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        file.write(tmp_path / "a.smi")
+    (tmp_path / "a.xz").write_bytes(lzma.compress(b"CCO a\n"))
+    for name in ("tar.tar.gz", "a.zip", "a.xz"):
+        with pytest.raises(ValueError, match=f"{name}: an archive"):
+            find_columns(tmp_path / name)
 
 
 @pytest.mark.parametrize(("first", "header"), [

@@ -72,6 +72,7 @@ def test_a_set_that_is_being_made_is_not_overwritten(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("words", "code", "said"), [
     (["--smiles", "nowhere.smi"], 1, "--smiles sample"),
     (["--smiles", "/"], 1, "a folder"),
+    (["--smiles", "/dev/null"], 1, "a pipe or a device"),
     (["--smiles", "sample", "--style", "dverse"], 1, "plain, diverse, patent"),
     (["--smiles", "sample", "--slice", "3/3"], 2, "0 <= I < N"),
     (["--smiles", "sample", "--size", "256", "--mode", "micro"], 2, "leave one out"),
