@@ -113,8 +113,13 @@ def open_sources(paths: list[Path], smiles_column: str = "", id_column: str = ""
     sources = []
     for path in paths:
         columns = find_columns(path, smiles_column, id_column)
-        sources.append(Source(path=path, name=path.name, columns=columns, lines=count_lines(path)))
+        sources.append(Source(path=path, name=readable(path.name), columns=columns, lines=count_lines(path)))
     return sources
+
+
+def readable(name: str) -> str:
+    """A file's name as text; bytes that are no UTF-8 are marked."""
+    return os.fsencode(name).decode("utf-8", "replace")
 
 
 def bucket_of(rank: int, files: int) -> int:

@@ -130,7 +130,7 @@ def command(
     """
     from pipeline.chem.pool import PoolError
     from pipeline.chem.render import OtherSet, Plan, Progress, render
-    from pipeline.chem.select import open_sources
+    from pipeline.chem.select import open_sources, readable
 
     if size is not None and mode is not None:
         raise click.UsageError("--size and --mode both set the size; leave one out")
@@ -148,6 +148,8 @@ def command(
                 max_rings=max_rings, max_charge=max_charge, elements=_parse_elements(elements),
             ),
         )
+        if readable(str(folder)) != str(folder):
+            raise ValueError(f"--out {folder}: a name that is no UTF-8; choose another")
         paths = [_locate(name, raw, bar) for name in smiles]
         plan = Plan(
             out=folder, name=folder.resolve().name, sources=tuple(open_sources(paths, smiles_column, id_column)), job=job,

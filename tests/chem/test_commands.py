@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import subprocess
 import sys
 from io import BytesIO
@@ -84,6 +85,15 @@ def test_wrong_usage_names_the_value_and_the_fix(words: list[str], code: int, sa
     result = call("render-chem", *words, "--out", str(tmp_path / "chem"))
     assert result.exit_code == code, result.output
     assert said in result.stderr
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    path = write_smiles(tmp_path / os.fsdecode(b"a\xff.smi"), MOLECULES[:2])
+    words = ("render-chem", "--smiles", str(path), "--size", "64", "--workers", "1", "--out")
+    summary(call(*words, str(tmp_path / "set")))
+    assert {row["row"].split(":")[0] for row in read_set(tmp_path / "set")} == {"a\ufffd.smi"}
+    result = call(*words, str(tmp_path / os.fsdecode(b"set\xff")))
+    assert (result.exit_code, "no UTF-8" in result.stderr) == (1, True)
 
 
 def test_all_lines_rejected_is_a_failure(tmp_path: Path) -> None:
