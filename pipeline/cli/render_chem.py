@@ -1,6 +1,7 @@
 """`pipeline render-chem`: SMILES -> RDKit pictures as a FineVision-format set."""
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -155,12 +156,17 @@ def command(
             out=folder, name=folder.resolve().name, sources=tuple(open_sources(paths, smiles_column, id_column)), job=job,
             n=n or 0, rows_per_file=rows_per_file, shuffle_seed=shuffle_seed, part=part, parts=parts,
         )
-        if overwrite:
-            _clear(folder)
-        report = render(
-            plan, workers=workers or len(os.sched_getaffinity(0)), deadline=deadline, memory_mb=memory_limit,
+        run = functools.partial(
+            render, plan, workers=workers or len(os.sched_getaffinity(0)), deadline=deadline, memory_mb=memory_limit,
             progress=Progress(phase=bar.phase, step=bar.step, say=bar.say),
         )
+        try:
+            report = run()
+        except OtherSet:
+            if not overwrite:
+                raise
+            _clear(folder)  # another set only: what other slices of this one have drawn stays
+            report = run()
     except OtherSet as error:
         raise click.ClickException(f"{error}; choose another --out, or replace it with --overwrite") from error
     except (ValueError, PoolError, OSError) as error:

@@ -57,6 +57,8 @@ def test_other_options_on_the_same_folder_are_an_error_and_overwrite_the_fix(sam
     assert result.exit_code == 1
     assert "--overwrite" in result.stderr
     assert summary(call(*words, "--seed", "5", "--overwrite"))["files_reused"] == 0
+    again = summary(call(*words, "--seed", "5", "--overwrite"))  # it is no other set now
+    assert again["files_reused"] == again["files"]
 
 
 def test_a_set_that_is_being_made_is_not_overwritten(tmp_path: Path) -> None:
