@@ -1,6 +1,6 @@
 """Small tables with OTSL answers, cut out of the real ones of wtq_tables: what the recipes otsl.toml and html.toml read.
 
-    python -m benchmarks.ablate_tables --data ../shared/data/hub --out runs/ablate-tables/raw          # 20 s on a core
+    python -m benchmarks.ablate_tables --data ../shared/data/hub --out runs/ablate-raw          # 20 s on a core
 
 wtq_tables' own pictures hold tables of hundreds of characters that no one can read at 256 pixels, and Markdown answers. So each
 real table gives up to --cuts small ones: its header and one to three following rows, two or three neighbouring columns, cells of
