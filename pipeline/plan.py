@@ -233,6 +233,8 @@ def make_plan(recipe: Recipe, *, raw: Path, origin: Origin = "raw", tokenizer: T
             missing[source.name] = f"{len(absent)} of the {len({b.file for b in blocks})} files it takes are not below {raw}"
             good = [(file, footer) for file, footer in good if files[file].ref.local is not None]
             blocks, available = _choose(recipe, source, index, good)
+        elif good and _is_being_rendered(source, raw):
+            missing[source.name] = f"render-chem has not finished {raw / source.root}; run its command again, or its other slices"
         taken.append(blocks)
         sources.append(_source_plan(recipe, source, revisions[index], available, blocks, dict(good)))
     if missing and not allow_missing:
@@ -244,6 +246,12 @@ def make_plan(recipe: Recipe, *, raw: Path, origin: Origin = "raw", tokenizer: T
         recipe=recipe, files=tuple(files[i] for i in used), bad_files=tuple(bad), missing=tuple(missing),
         sources=tuple(_renumber(source, place) for source in sources), shards=deal(recipe, taken, sources),
         tokenizer=tokenizer.sha256 if tokenizer else "", versions=versions())
+
+
+def _is_being_rendered(source: SourceSpec, raw: Path) -> bool:
+    """Whether the folder is render-chem's and lacks the manifest, which is written last: files of the set are still to come."""
+    folder = raw / source.root
+    return source.repo.startswith("rendered/") and (folder / ".work").is_dir() and not (folder / "manifest.json").exists()
 
 
 def make_command(recipe: Recipe, source: SourceSpec, raw: Path) -> str:

@@ -1,6 +1,7 @@
 """Plans: every selected row exactly once, dealt evenly, the same plan from disk and from the hub, errors that say what to run."""
 
 import shlex
+import shutil
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,6 +149,22 @@ def test_missing_sets_are_named_with_the_command_that_makes_them(tmp_path: Path)
     assert plan.identity()["missing"] == ["sroie", "chem"]
     with pytest.raises(MissingSetsError):  # nothing at all is no build
         make_plan(load_recipe(str(tmp_path / "x.toml"), subsets=["sroie"]), raw=raw, allow_missing=True)
+
+
+def test_a_set_that_is_still_being_rendered_is_missing(tmp_path: Path) -> None:
+    folder = tmp_path / "raw" / "rendered" / "chem"
+    write_set(tmp_path / "raw", "made", [row([], [("q", "a")])] * 3)
+    folder.mkdir(parents=True)
+    shutil.copy(next((tmp_path / "raw" / REPO / "made").glob("*.parquet")), folder / "train-00000-of-00002.parquet")
+    (tmp_path / "x.toml").write_text('[sources.chem]\nrepo = "rendered/chem"\n')
+    recipe = load_recipe(str(tmp_path / "x.toml"))
+    assert make_plan(recipe, raw=tmp_path / "raw").missing == ()
+    (folder / ".work").mkdir()
+    with pytest.raises(MissingSetsError, match="has not finished"):
+        make_plan(recipe, raw=tmp_path / "raw")
+    assert make_plan(recipe, raw=tmp_path / "raw", allow_missing=True).sources[0].rows == 3
+    (folder / "manifest.json").write_text("{}")
+    assert make_plan(recipe, raw=tmp_path / "raw").missing == ()
 
 
 def test_a_wrong_subset_name_is_no_missing_set(tmp_path: Path) -> None:
