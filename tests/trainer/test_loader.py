@@ -140,8 +140,30 @@ def test_damage_is_an_error_or_counted(damaged: ShardDirectory, workers: int) ->
                 assert [index for index, batch in enumerate(made) if batch.rows[0].damage] == [4, 9]
                 assert len(loader.damaged) == 2
                 assert made[4].target_count == 0
+                assert len(list(loader.batches(plan))) == 12  # the same rows, met again in another epoch
+                assert len(loader.damaged) == 2
         finally:
             loader.close()
+
+
+def test_a_sigterm_to_the_whole_group_leaves_the_workers_at_work(directory: ShardDirectory) -> None:
+    """As torchrun sends it: a rank that waits for a row at that moment still has to reach the point where it saves."""
+    loader = Loader([directory], rules=Rules.of(directory.manifest, "all"), rows=2, workers=2)
+    try:
+        for process in loader._processes:
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGTERM)
+        assert len(list(loader.batches([[(0, row)] for row in range(26)]))) == 26
+    finally:
+        loader.close()
+
+
+def test_a_loader_that_nobody_closed_does_not_keep_its_process(directory: ShardDirectory) -> None:
+    script = ("import sys\nfrom trainer.data.batch import Rules\nfrom trainer.data.loader import Loader\n"
+              "from trainer.data.store import open_directory\n"
+              "d = open_directory(sys.argv[1])\n"
+              "loader = Loader([d], rules=Rules.of(d.manifest, 'all'), rows=1, workers=2)\n")
+    subprocess.run([sys.executable, "-c", script, directory.store.where], check=True, timeout=60)
 
 
 def test_a_killed_worker_is_an_error_and_not_a_hang(directory: ShardDirectory) -> None:

@@ -14,6 +14,7 @@ A worker dies with its parent (PR_SET_PDEATHSIG). A worker that is dead, does no
 not a hang: every wait for one has a limit (the constants below), and a worker over it is killed.
 """
 
+import atexit
 import contextlib
 import mmap
 import multiprocessing
@@ -67,9 +68,9 @@ def _work(source: RowSource, slots: Sequence[Buffer], pipe: Connection, parent: 
     """A worker: (slot, task) in, (slot, RowInfo or error) out, in order; the store's reads run ahead of decoding."""
     die_with_parent(parent)
     torch.set_num_threads(1)  # a rank has a worker a core; and OpenMP's threads, if the parent had started any, are not here
-    for number in (signal.SIGINT, signal.SIGUSR1):  # a Ctrl-C reaches the whole group: the training process decides
+    # A Ctrl-C and torchrun's SIGTERM reach the whole group: the training process decides, and needs its rows until then.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     in_flight = max(directory.store.in_flight for directory in source.directories)
     waiting: deque[tuple[int, Task, Scratch, Future[bytes | memoryview]]] = deque()
     scratches = deque(Scratch() for _ in range(in_flight + 1))
@@ -114,8 +115,9 @@ class _Pending:
 class Loader:
     """Batches of `rows` packed rows. Workers fork when it is made: do that before CUDA and before starting threads.
 
-    `skip_damaged`: how many damaged rows to leave out (each takes part as padding, is counted in `damaged` and named in its
-    batch's rows) before DamagedRow is raised. workers = 0 decodes in the calling process, when asked.
+    `skip_damaged`: how many damaged rows to leave out (each takes part as padding, is kept in `damaged` and named in its
+    batch's rows; met again in a later epoch it counts no more) before DamagedRow is raised. workers = 0 decodes in the calling
+    process, when asked.
     """
 
     def __init__(self, directories: Sequence[ShardDirectory], *, rules: Rules, split: str = "train", rows: int, workers: int,
@@ -132,6 +134,7 @@ class Loader:
         context = multiprocessing.get_context("fork")
         self._pipes: list[Connection] = []
         self._processes = []
+        atexit.register(self.close)  # before multiprocessing's own end, which terminates and waits
         for _ in range(workers):
             ours, theirs = context.Pipe()
             process = context.Process(target=_work, args=(self._source, self._slots, theirs, os.getpid()), daemon=True)
@@ -208,8 +211,9 @@ class Loader:
     def _accept(self, result: RowInfo | Exception) -> RowInfo:
         if isinstance(result, RowInfo):
             return result
-        if isinstance(result, DamagedRow) and len(self.damaged) < self._allowed:
-            self.damaged.append(str(result))
+        if isinstance(result, DamagedRow) and (str(result) in self.damaged or len(self.damaged) < self._allowed):
+            if str(result) not in self.damaged:
+                self.damaged.append(str(result))
             return RowInfo(place=str(result), damage=str(result))
         if isinstance(result, DamagedRow) and self._allowed:
             raise DamagedRow(f"{result} (and {len(self.damaged)} damaged rows before it, which --skip-bad allowed)")
@@ -291,6 +295,7 @@ class Loader:
 
     def close(self) -> None:
         """End the workers, within seconds: those that do not end by themselves are killed."""
+        atexit.unregister(self.close)
         for pipe in self._pipes:
             with contextlib.suppress(OSError):
                 pipe.send(None)
