@@ -55,6 +55,8 @@ class RunLog:
         self._wandb: Any = None
         if not active:
             return
+        if track not in ("auto", "none") and importlib.util.find_spec(track) is None:
+            raise ValueError(f"--track {track} needs the package {track}, which is not installed")
         self._steps = open(out / STEPS, "a", encoding="utf-8")
         self._events = open(out / EVENTS, "a", encoding="utf-8")
         if track == "tensorboard" or (track == "auto" and importlib.util.find_spec("tensorboard")):

@@ -90,7 +90,7 @@ def _rate(text: str) -> float:
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
     if not (math.isfinite(rate) and rate >= 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a rate: give a finite number of at least 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number of at least 0")
     return rate
 
 
@@ -122,8 +122,8 @@ def parser() -> argparse.ArgumentParser:
         epilog="examples:\n  torchrun --nproc-per-node 8 trainer/train.py --shards shards/stage2 --init runs/stage1\n"
                "  python trainer/train.py --shards shards/demo --max-steps 100\n"
                "  torchrun trainer/train.py --shards s3://bucket/stage1 --shards shards/mine --weights 0.9 0.1\n\n"
-               "signals: SIGTERM and SIGINT save and end; SIGUSR1 saves and goes on\n"
-               "  (torchrun passes it on with --signals-to-handle SIGTERM,SIGINT,SIGUSR1)")
+               "signals: SIGTERM and SIGINT save and end; SIGUSR1 to a rank saves and goes on:\n"
+               "  kill -USR1 $(cat runs/stage1/lock)    # rank 0; torchrun itself ends by any signal, and its ranks with it")
     data = p.add_argument_group("data")
     data.add_argument("--shards", action="append", required=True, metavar="DIR",
                       help="shard directory or s3://bucket/prefix; repeatable")
@@ -139,7 +139,7 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument("--skip-bad", type=_count, default=0, metavar="N",
                       help="leave out up to N damaged rows a rank (default 0)")
     data.add_argument("--cache", type=Path, metavar="DIR", help="keep whole shards of a slow store in this folder")
-    data.add_argument("--cache-gb", type=float, default=100, help="size of --cache in GB (default 100)")
+    data.add_argument("--cache-gb", type=_rate, default=100, help="size of --cache in GB (default 100)")
     data.add_argument("--shuffle-window", type=_count, default=0, metavar="SHARDS",
                       help="shards mixed at a time, for a small --cache (default 0: all)")
     model = p.add_argument_group("model")
@@ -168,7 +168,7 @@ def parser() -> argparse.ArgumentParser:
                      help="look for collapse, over the first 500 steps and at evaluations (default 25; 0: only at evaluations)")
     run.add_argument("--save-every", type=_count, default=500, metavar="STEPS", help="0: only at the end (default 500)")
     run.add_argument("--keep", type=positive, default=3, help="last checkpoints kept, beside the best (default 3)")
-    run.add_argument("--stop-after", type=float, metavar="HOURS", help="save and end after so long")
+    run.add_argument("--stop-after", type=_rate, metavar="HOURS", help="save and end after so long")
     run.add_argument("--on-collapse", choices=("stop", "warn"), default="stop",
                      help="when the features no longer depend on the picture (default stop)")
     run.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")

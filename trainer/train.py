@@ -501,6 +501,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if first or isinstance(error, (DamagedRow, WorkerDied)):  # these are one rank's, others are everyone's
             print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:  # a file that is missing, a full or read-only disk
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except torch.OutOfMemoryError as error:
         print(f"error: {error}\nA smaller --device-batch-size (same steps, more accumulation) or --recompute all takes less memory",
               file=sys.stderr)

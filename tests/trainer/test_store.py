@@ -101,6 +101,15 @@ def test_a_table_of_another_build_is_refused(tmp_path: Path) -> None:
         open_directory(str(made))
 
 
+@pytest.mark.parametrize("name", ["rows.npy", "rows-val.npy"])
+def test_a_table_that_is_missing_is_not_an_empty_one(tmp_path: Path, name: str) -> None:
+    """A run would validate on training rows without a word."""
+    made = make_directory(tmp_path / "s", rows=6, val_rows=2)
+    (made / name).unlink()
+    with pytest.raises(ValueError, match=f"{name} is missing or lists 0 rows where the manifest says"):
+        open_directory(str(made))
+
+
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A client of a loopback S3 server."""

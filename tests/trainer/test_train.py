@@ -228,11 +228,26 @@ def test_a_collapse_stops_with_advice_or_warns(shards: Path, tmp_path: Path, mon
     (("--weights", "1", "2"), r"2 weights for 1 directories"),
     (("--freeze", "sam", "compressor", "clip", "projector", "decoder"), "leaves nothing to train"),
     (("--init", "nowhere"), "nowhere is neither a path"),
+    (("--weights", "0"), "weights must be positive numbers"),
+    (("--out", "/dev/null/run"), r"^error: .*'/dev/null/run"),
 ])
 def test_errors_name_the_fix(shards: Path, tmp_path: Path, more: tuple[str, ...], message: str,
                              capsys: pytest.CaptureFixture[str]) -> None:
     assert start(shards, tmp_path / "run", "--max-steps", "1", *more) == 1
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_tracker_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runlog.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ValueError, match="--track wandb needs the package wandb"):
+        runlog.RunLog(tmp_path, {}, track="wandb")
+
+
+@pytest.mark.parametrize("more", [("--stop-after", "nan"), ("--cache-gb", "inf"), ("--cache-gb", "-1")])
+def test_limits_are_finite(more: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parser().parse_args(["--shards", "s", *more])
+    assert "is not a finite number of at least 0" in capsys.readouterr().err
 
 
 def test_a_run_is_not_overwritten_and_other_data_is_not_resumed(shards: Path, tmp_path: Path,

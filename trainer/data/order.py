@@ -138,7 +138,6 @@ class Order:
         if weights is not None and len(weights) != len(shards):
             raise ValueError(f"{len(weights)} weights for {len(shards)} directories: give one each")
         self.batch_rows, self.seed, self.window = batch_rows, seed, window
-        self.shares = None if weights is None else [round(weight / sum(weights), 6) for weight in weights]
         self._patches = [np.asarray(rows, dtype=np.int64) for rows in patches]
         # A stream's rows: their shards (those of different directories must not be taken for one another), and where they are.
         self._streams = [np.asarray(rows, dtype=np.int64) + (index << 32) for index, rows in enumerate(shards)]
@@ -146,6 +145,7 @@ class Order:
         if weights is None:
             self._streams, self._places = [np.concatenate(self._streams)], [np.concatenate(self._places)]
         self._pattern = np.zeros(1, dtype=np.int64) if weights is None else mixture_pattern(weights)
+        self.shares = None if weights is None else [round(weight / sum(weights), 6) for weight in weights]
         if any(len(stream) == 0 for stream in self._streams):
             raise ValueError("a directory holds no packed rows: leave it out")
         # _before[d, i]: how often stream d comes among the first i positions of the pattern.

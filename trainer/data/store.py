@@ -271,12 +271,10 @@ def open_directory(where: str, cache: Cache | None = None) -> ShardDirectory:
                 if manifest["splits"].get(split, {}).get("rows"):
                     (Path(folder) / name).write_bytes(store.read_file(name))
                     rows[split] = table.load(Path(folder) / name).copy()
-    for split, found_rows in rows.items():
-        told_rows = manifest["splits"].get(split, {}).get("rows", 0)
-        if len(found_rows) != told_rows:
-            raise ValueError(f"{where}: {table.FILES[split]} lists {len(found_rows)} rows where the manifest says {told_rows}")
-    for split in table.FILES:
-        rows.setdefault(split, table.make([]))
+    for split, name in table.FILES.items():
+        told, found_rows = manifest["splits"].get(split, {}).get("rows", 0), rows.setdefault(split, table.make([]))
+        if len(found_rows) != told:
+            raise ValueError(f"{where}: {name} is missing or lists {len(found_rows)} rows where the manifest says {told}")
     if len(rows["train"]) == 0:
         raise ValueError(f"{where} holds no packed rows to train on")
     return ShardDirectory(store=store, manifest=manifest, rows=rows)
