@@ -30,7 +30,7 @@ from tokenizers import Tokenizer
 
 from shards.geometry import PAD_COLOUR, TILE, get_mode, patches
 from shards.masks import ANSWER
-from shards.reader import DamagedRow, parse_row
+from shards.reader import parse_row
 from shards.sample import Sample
 from trainer import checkpoint
 from trainer.data.store import ShardDirectory, open_directory
@@ -270,7 +270,7 @@ def main() -> None:
         questions, left_out = gather(directory, args.split, args.limit, args.source, turns=args.turns)
         if not questions:
             raise ValueError(f"{args.shards} has no {args.split} answers to ask for; try --split train")
-    except (ValueError, DamagedRow, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     model.to(args.device)
     tokenizer, stop_id = load_tokenizer(tokenizer_json), special_ids(meta["specials"])["assistant_end"]

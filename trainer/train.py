@@ -310,7 +310,8 @@ class Run:
         training.optimizer.step()
         training.optimizer.zero_grad(set_to_none=True)
         self.progress.samples += int(all_samples)
-        self.progress.grad_norm, self.progress.sam_grad_norm = norm, part_norms["sam"] if training.parts["sam"] else None
+        self.progress.grad_norm = norm
+        self.progress.sam_grad_norm = part_norms["sam"] if training.parts["sam"] and all_images else None
         seconds = time.monotonic() - started
         return {
             "step": self.progress.step + 1, "loss": sum(values) / max(1.0, all_targets), "lr": self.settings.lr * share,
@@ -501,7 +502,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if first or isinstance(error, (DamagedRow, WorkerDied)):  # these are one rank's, others are everyone's
             print(f"error: {error}", file=sys.stderr)
         return 1
-    except OSError as error:  # a file that is missing, a full or read-only disk
+    except OSError as error:  # a file that is missing, a full or read-only disk, a store that does not answer
         print(f"error: {error}", file=sys.stderr)
         return 1
     except torch.OutOfMemoryError as error:

@@ -152,7 +152,7 @@ def test_s3_gives_the_same_batches_as_the_folder(s3: Any, folder: Path, tmp_path
     assert len(list(tmp_path.rglob("train-*.tar"))) == 5
 
 
-def test_s3_errors_name_the_address(s3: Any, folder: Path) -> None:
+def test_s3_errors_name_the_address(s3: Any, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"s3://bucket/none has no manifest.json"):
         open_directory("s3://bucket/none")
     with pytest.MonkeyPatch.context() as patch:
@@ -160,7 +160,7 @@ def test_s3_errors_name_the_address(s3: Any, folder: Path) -> None:
             patch.delenv(name, raising=False)
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         patch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(folder / "none"))
-        with pytest.raises(ValueError, match=r"s3://bucket/none/manifest.json: Unable to locate credentials"):
+        with pytest.raises(OSError, match=r"s3://bucket/none/manifest.json: Unable to locate credentials"):
             open_directory("s3://bucket/none")
     upload(s3, folder, "cut")
     directory = open_directory("s3://bucket/cut")
@@ -172,3 +172,12 @@ def test_s3_errors_name_the_address(s3: Any, folder: Path) -> None:
     s3.delete_object(Bucket="bucket", Key=f"cut/{name}")
     with pytest.raises(FileNotFoundError, match=f"s3://bucket/cut/{name}"):
         directory.store.read_bytes("train", row)
+    cached = open_directory("s3://bucket/cut", Cache(folder=tmp_path, bytes=1 << 30))
+    with pytest.raises(OSError, match=rf"s3://bucket/cut/{name}: .*404"):
+        cached.store.read_bytes("train", row)
+    loader = Loader([directory], rules=Rules.of(directory.manifest, "all"), rows=1, workers=1)
+    try:
+        with pytest.raises(OSError, match=f"s3://bucket/cut/{name} does not exist"):  # from a worker as from here
+            list(loader.batches([[(0, len(directory.rows["train"]) - 1)]]))
+    finally:
+        loader.close()

@@ -153,6 +153,13 @@ def test_text_alone_and_ranks_without_images_neither_hang_nor_skip(tmp_path: Pat
     assert [e["loss"] for e in log] == pytest.approx([e["loss"] for e in steps(tmp_path / "one")], rel=1e-5)
 
 
+def test_text_alone_is_no_sign_that_vision_has_stopped_learning(tmp_path: Path) -> None:
+    made = make_directory(tmp_path / "s", rows=6, val_rows=2, seq_len=96, modes=(None,))
+    assert start(made, tmp_path / "run", "--max-steps", "4") == 0
+    assert {entry["sam_grad_norm"] for entry in steps(tmp_path / "run")} == {None}
+    assert not events(tmp_path / "run", "event")
+
+
 def test_gradients_are_summed_over_ranks_once_a_step(shards: Path, tmp_path: Path) -> None:
     """Defect 5 of the known reproduction, no gradient-sync control: of four micro-batches, three must not sync."""
     script = ("import sys\nfrom trainer import train\n"

@@ -91,9 +91,9 @@ def _work(source: RowSource, slots: Sequence[Buffer], pipe: Connection, parent: 
             result: RowInfo | Exception
             try:
                 result = source.write(task, reading.result(), slots[slot])
-            except DamagedRow as error:
+            except (ValueError, OSError) as error:  # a damaged row, a store that does not answer: told as it is
                 result = error
-            except Exception as error:  # an unreachable store, a bug: the loop must hear of it
+            except Exception as error:  # a bug: the loop must hear of it
                 place = source.directories[task[0]].describe(source.split, task[1])
                 result = RuntimeError(f"{place}: {type(error).__name__}: {error}")
             scratches.append(scratch)

@@ -123,7 +123,8 @@ class S3Store:
         return f"{self._prefix}/{name}".lstrip("/")
 
     def _get(self, name: str, **more: str) -> bytes:
-        """One GET with its body, tried again when the body breaks off (botocore only retries up to the headers)."""
+        """One GET with its body, tried again when the body breaks off (botocore only retries up to the headers). OSError if it
+        cannot be had."""
         from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
 
         for attempt in range(S3_ATTEMPTS):
@@ -133,10 +134,10 @@ class S3Store:
             except ClientError as error:
                 if error.response["Error"]["Code"] in ("NoSuchKey", "404"):
                     raise FileNotFoundError(f"{self.where}/{name} does not exist") from None
-                raise ValueError(f"{self.where}/{name}: {error}") from None
+                raise OSError(f"{self.where}/{name}: {error}") from None
             except BotoCoreError as error:  # no credentials, say; only what may pass is tried again
                 if attempt + 1 == S3_ATTEMPTS or not isinstance(error, (HTTPClientError, IncompleteReadError)):
-                    raise ValueError(f"{self.where}/{name}: {error}") from None
+                    raise OSError(f"{self.where}/{name}: {error}") from None
         raise AssertionError("unreachable")
 
     def read_bytes(self, split: str, row: Any, scratch: Scratch | None = None) -> bytes | memoryview:
@@ -150,7 +151,14 @@ class S3Store:
         return self._get(name)
 
     def fetch(self, name: str, path: Path) -> None:
-        self._s3().download_file(self._bucket, self._key(name), str(path))
+        client = self._s3()
+        from boto3.exceptions import Boto3Error
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            client.download_file(self._bucket, self._key(name), str(path))
+        except (Boto3Error, BotoCoreError, ClientError) as error:
+            raise OSError(f"{self.where}/{name}: {error}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
