@@ -270,6 +270,8 @@ def main() -> None:
         questions, left_out = gather(directory, args.split, args.limit, args.source, turns=args.turns)
         if not questions:
             raise ValueError(f"{args.shards} has no {args.split} answers to ask for; try --split train")
+        out = args.out or folder / f"evaluation-{args.split}"
+        out.mkdir(parents=True, exist_ok=True)  # what cannot be written is told before the questions are asked
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     model.to(args.device)
@@ -277,7 +279,6 @@ def main() -> None:
     answers = evaluate(model, tokenizer, questions, stop_id=stop_id, max_new_tokens=args.max_new_tokens,
                        batch_tokens=args.batch_tokens)  # fmt: skip
     scores = summarise(answers)
-    out = args.out or folder / f"evaluation-{args.split}"
     pictures = {(question.key, question.number): question.images[0].views().view for question in questions if question.images}
     about = {"checkpoint": str(args.checkpoint), "step": meta.get("step"), "shards": args.shards, "split": args.split,
              "turns": args.turns, "limit": args.limit, "left_out": dict(left_out)}  # fmt: skip

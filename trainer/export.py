@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from trainer.checkpoint import find
-from trainer.generate import special_ids
+from trainer.generate import load_tokenizer, special_ids
 from trainer.model.config import VLMConfig
 from trainer.model.vlm import load_pretrained
 
@@ -126,7 +126,7 @@ def whole_config(config: VLMConfig, specials: dict[str, int], dtype: str) -> dic
 
 def tokenizer_config(tokenizer_json: bytes, specials: dict[str, int], length: int) -> dict[str, Any]:
     """tokenizer_config.json: which tokens begin, end and fill a text."""
-    tokenizer = Tokenizer.from_str(tokenizer_json.decode())
+    tokenizer = load_tokenizer(tokenizer_json)
     roles = {"bos_token": "bos", "eos_token": "assistant_end", "pad_token": "pad"}
     named = {role: tokenizer.id_to_token(specials[name]) for role, name in roles.items()}
     return {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": length, **named}
@@ -172,7 +172,7 @@ def main() -> None:
     args = parser.parse_args()
     try:
         export(find(args.checkpoint, "best"), args.out, args.dtype)
-    except ValueError as error:
+    except (ValueError, OSError, SafetensorError) as error:
         parser.exit(1, f"error: {error}\n")
     size = sum(file.stat().st_size for file in args.out.rglob("*.safetensors"))
     print(json.dumps({"out": str(args.out), "decoder": str(args.out / "decoder"), "bytes": size}))

@@ -33,7 +33,10 @@ class Prompt:
 
 def load_tokenizer(data: bytes) -> Tokenizer:
     """A tokenizer from tokenizer.json that reads special tokens in a text as plain text, as the shards were made."""
-    tokenizer = Tokenizer.from_str(data.decode("utf-8"))
+    try:
+        tokenizer = Tokenizer.from_str(data.decode("utf-8"))
+    except Exception as error:  # the library raises this class itself
+        raise ValueError(f"tokenizer.json is damaged: {error}") from None
     tokenizer.encode_special_tokens = True
     return tokenizer
 

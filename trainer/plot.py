@@ -151,12 +151,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         logs = [run if run.is_file() else run / "log.jsonl" for run in arguments.runs]
-        sheet = draw_runs({log.parent.name if log.name == "log.jsonl" else log.stem: read_log(log) for log in logs})
-    except ValueError as error:
+        names = [log.parent.name if log.name == "log.jsonl" else log.stem for log in logs]
+        if len(set(names)) < len(names):  # a/run and b/run
+            names = [str(run) for run in arguments.runs]
+        out = arguments.out or logs[0].parent / "curves.png"
+        draw_runs(dict(zip(names, map(read_log, logs)))).save(out, "PNG")
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    out = arguments.out or logs[0].parent / "curves.png"
-    sheet.save(out, "PNG")
     print(json.dumps({"out": str(out)}))
     return 0
 

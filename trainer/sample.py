@@ -20,7 +20,7 @@ from trainer import checkpoint
 from trainer.generate import decode_answer, generate, load_tokenizer, render_prompt, special_ids
 from trainer.model.vlm import load_pretrained
 from trainer.pixels import decode_image, view_image
-from trainer.settings import positive, usable_device
+from trainer.settings import nonnegative, positive, usable_device
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 DEFAULT_PROMPT = "OCR this image."
@@ -54,7 +54,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--mode", choices=tuple(MODES), help="image mode (default: the checkpoint's)")
     parser.add_argument("--max-new-tokens", type=positive, default=1024, help="default: %(default)s")
     parser.add_argument("--batch-size", type=positive, default=8, help="prompts answered at once (default: %(default)s)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default: %(default)s)")
+    parser.add_argument("--temperature", type=nonnegative, default=0.0, help="0 takes the likeliest token (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the draws, above temperature 0 (default: %(default)s)")
     parser.add_argument("--device", type=usable_device, default="cuda" if torch.cuda.is_available() else "cpu",
                         help="default: %(default)s")  # fmt: skip
@@ -71,12 +71,12 @@ def main() -> None:
     try:
         folder = checkpoint.find(args.checkpoint)
         model, meta = load_pretrained(folder)
+        tokenizer = load_tokenizer((folder / "tokenizer.json").read_bytes())
         paths = find_pictures(args.images)
     except ValueError as error:
         sys.exit(f"error: {error}")
     model.to(args.device)
     mode, specials = args.mode or meta["mode"], special_ids(meta["specials"])
-    tokenizer = load_tokenizer((folder / "tokenizer.json").read_bytes())
     generator = torch.Generator(args.device).manual_seed(args.seed)
     groups = [paths] if args.together or not paths else [[path] for path in paths]
     asked = [(group, text) for group in groups for text in prompts]

@@ -81,17 +81,18 @@ def _pair(text: str) -> tuple[str, float]:
     part, _, rate = text.partition("=")
     if part not in PARTS:
         raise argparse.ArgumentTypeError(f"{part!r} is no part of the model; there are {', '.join(PARTS)} (write clip=1e-5)")
-    return part, _rate(rate)
+    return part, nonnegative(rate)
 
 
-def _rate(text: str) -> float:
+def nonnegative(text: str) -> float:
+    """An option's finite number of at least zero."""
     try:
-        rate = float(text)
+        number = float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-    if not (math.isfinite(rate) and rate >= 0):
+    if not (math.isfinite(number) and number >= 0):
         raise argparse.ArgumentTypeError(f"{text!r} is not a finite number of at least 0")
-    return rate
+    return number
 
 
 def _count(text: str, least: int = 0) -> int:
@@ -133,13 +134,13 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument("--batch-rows", type=positive, help="packed rows of a step, over all ranks (default: the recipe's)")
     data.add_argument("--device-batch-size", type=positive, metavar="ROWS",
                       help="rows at once on a device (default: by model and device)")
-    data.add_argument("--epochs", type=_rate, help="passes over the rows (default: the recipe's)")
+    data.add_argument("--epochs", type=nonnegative, help="passes over the rows (default: the recipe's)")
     data.add_argument("--seed", type=int, default=0, help="of order and fresh weights (default 0)")
     data.add_argument("--workers", type=_count, help="decoding processes a rank (default: by cores; 0: none)")
     data.add_argument("--skip-bad", type=_count, default=0, metavar="N",
                       help="leave out up to N damaged rows a rank (default 0)")
     data.add_argument("--cache", type=Path, metavar="DIR", help="keep whole shards of a slow store in this folder")
-    data.add_argument("--cache-gb", type=_rate, default=100, help="size of --cache in GB (default 100)")
+    data.add_argument("--cache-gb", type=nonnegative, default=100, help="size of --cache in GB (default 100)")
     data.add_argument("--shuffle-window", type=_count, default=0, metavar="SHARDS",
                       help="shards mixed at a time, for a small --cache (default 0: all)")
     model = p.add_argument_group("model")
@@ -148,15 +149,15 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument("--freeze", nargs="*", choices=tuple(PARTS), metavar="PART",
                        help=f"parts that do not train, of {', '.join(PARTS)} (default: the recipe's; none given: all train)")
     rates = p.add_argument_group("optimizer")
-    rates.add_argument("--lr", type=_rate, help="peak rate (default: the recipe's)")
+    rates.add_argument("--lr", type=nonnegative, help="peak rate (default: the recipe's)")
     rates.add_argument("--group-lr", type=_pair, action="append", default=[], metavar="PART=RATE",
                        help="another peak rate for a part; repeatable")
     rates.add_argument("--schedule", choices=SCHEDULES, help="after the warm-up (default: the recipe's)")
     rates.add_argument("--warmup-steps", type=_count, help="(default: the recipe's)")
-    rates.add_argument("--min-lr-ratio", type=_rate, help="last rate / peak rate (default: the recipe's)")
+    rates.add_argument("--min-lr-ratio", type=nonnegative, help="last rate / peak rate (default: the recipe's)")
     rates.add_argument("--betas", type=float, nargs=2, metavar=("B1", "B2"), help="AdamW's (default: the recipe's)")
-    rates.add_argument("--weight-decay", type=_rate, help="of matrices (default: the recipe's)")
-    rates.add_argument("--clip", type=_rate, help="largest gradient norm (default: the recipe's)")
+    rates.add_argument("--weight-decay", type=nonnegative, help="of matrices (default: the recipe's)")
+    rates.add_argument("--clip", type=nonnegative, help="largest gradient norm (default: the recipe's)")
     run = p.add_argument_group("run")
     run.add_argument("--out", type=Path, help="folder of the run (default runs/<name of the first --shards>)")
     run.add_argument("--resume", action="store_true", help="go on from the folder's last checkpoint, if it has one")
@@ -168,7 +169,7 @@ def parser() -> argparse.ArgumentParser:
                      help="look for collapse, over the first 500 steps and at evaluations (default 25; 0: only at evaluations)")
     run.add_argument("--save-every", type=_count, default=500, metavar="STEPS", help="0: only at the end (default 500)")
     run.add_argument("--keep", type=positive, default=3, help="last checkpoints kept, beside the best (default 3)")
-    run.add_argument("--stop-after", type=_rate, metavar="HOURS", help="save and end after so long")
+    run.add_argument("--stop-after", type=nonnegative, metavar="HOURS", help="save and end after so long")
     run.add_argument("--on-collapse", choices=("stop", "warn"), default="stop",
                      help="when the features no longer depend on the picture (default stop)")
     run.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")

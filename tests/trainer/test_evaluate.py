@@ -245,12 +245,18 @@ def test_evaluate_command(shards: Path, run: Path, tmp_path: Path, command: Comm
     status, _, error = command(evaluate.main, "--shards", shards, "--checkpoint", tmp_path)
     assert status == 1
     assert "holds no checkpoint" in error
+    status, _, error = command(evaluate.main, "--shards", shards, "--checkpoint", run, "--out", "/dev/null/report")
+    assert (status, error) == (1, "error: [Errno 20] Not a directory: '/dev/null/report'")  # before a question is asked
     for option, value, message in (("--device", "gpu", "'gpu' cannot be used here"), ("--limit", "0", "'0' is not a whole number")):
         for main in (evaluate.main, sample_main)[:1 + (option == "--device")]:
             status, _, error = command(main, "--shards", shards, "--checkpoint", run, option, value)
             assert status == 2
             assert message in error
     assert "'0' is not a whole number" in command(sample_main, "--checkpoint", run, "--prompt", "a", "--batch-size", "0")[2]
+    for value in ("nan", "-1"):
+        status, _, error = command(sample_main, "--checkpoint", run, "--prompt", "a", "--temperature", value)
+        assert status == 2
+        assert f"'{value}' is not a finite number of at least 0" in error
 
 
 def test_evaluate_refuses_another_tokenizer(shards: Path, run: Path, tmp_path: Path, command: Command) -> None:
@@ -262,6 +268,11 @@ def test_evaluate_refuses_another_tokenizer(shards: Path, run: Path, tmp_path: P
     status, _, error = command(evaluate.main, "--shards", shards, "--checkpoint", other)
     assert status == 1
     assert "another tokenizer" in error
+    (other / "tokenizer.json").write_bytes(b"{")
+    for main, more in ((evaluate.main, ("--shards", shards)), (sample_main, ("--prompt", "a"))):
+        status, _, error = command(main, "--checkpoint", other, *more)
+        assert status == 1
+        assert error.startswith("error: tokenizer.json is damaged")
 
 
 def test_sample_command(run: Path, tmp_path: Path, command: Command) -> None:

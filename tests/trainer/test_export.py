@@ -97,5 +97,8 @@ def test_command_line_and_its_errors(checkpoint: Path, tmp_path: Path) -> None:
     assert again.returncode == 1
     assert "exists already" in again.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+    command[4] = str(tmp_path / "out" / "config.json" / "below")
+    nowhere = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert (nowhere.returncode, nowhere.stderr.splitlines()[0][:6], len(nowhere.stderr.splitlines())) == (1, "error:", 1)
     command[3:5] = [str(tmp_path), str(tmp_path / "other")]
     assert "holds no checkpoint" in subprocess.run(command, capture_output=True, text=True, timeout=300).stderr

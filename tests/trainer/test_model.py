@@ -337,6 +337,9 @@ def test_save_and_load(model: VLM, tmp_path: Path) -> None:
         (tmp_path / "model.safetensors").write_bytes(damage)
         with pytest.raises(ValueError, match="damaged or of another model"):
             load_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"format_ver')
+    with pytest.raises(ValueError, match=r"config\.json is damaged"):
+        load_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"format_version": 99}')
     with pytest.raises(ValueError, match="not of checkpoint format"):
         load_pretrained(tmp_path)

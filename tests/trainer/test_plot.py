@@ -33,6 +33,17 @@ def test_two_runs_become_one_picture(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert len(image.getcolors(1 << 20) or ()) > 20
 
 
+def test_runs_of_one_name_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = []
+    for parent in "ab":
+        (tmp_path / parent).mkdir()
+        folders.append(str(write_log(tmp_path / parent / "run", [{"step": 1, "loss": 1.0}])))
+    drawn, draw_runs = [], plot.draw_runs
+    monkeypatch.setattr(plot, "draw_runs", lambda runs: drawn.append(list(runs)) or draw_runs(runs))
+    assert plot.main(folders) == 0
+    assert drawn == [folders]
+
+
 def test_flat_and_infinite_values_are_drawn(tmp_path: Path) -> None:
     folder = write_log(tmp_path / "a", [{"step": 1, "loss": 0.0, "grad_norm": 0.0}, {"step": 2, "loss": 0.0}],
                        '{"step": 3, "loss": NaN}\n')
@@ -43,3 +54,6 @@ def test_flat_and_infinite_values_are_drawn(tmp_path: Path) -> None:
 def test_an_empty_folder_is_an_error_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert plot.main([str(tmp_path)]) == 1
     assert "holds no steps yet" in capsys.readouterr().err
+    folder = write_log(tmp_path / "a", [{"step": 1, "loss": 1.0}])
+    assert plot.main([str(folder), "--out", str(tmp_path)]) == 1
+    assert f"Is a directory: '{tmp_path}'" in capsys.readouterr().err

@@ -251,7 +251,10 @@ def load_pretrained(folder: Path) -> tuple[VLM, dict[str, Any]]:
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} is not a checkpoint: it has no {name}")
-    meta = json.loads((folder / "config.json").read_text("utf-8"))
+    try:
+        meta = json.loads((folder / "config.json").read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'} is damaged: {error}") from None
     if not isinstance(meta, dict) or meta.get("format_version") != FORMAT_VERSION or "model" not in meta:
         raise ValueError(f"{folder / 'config.json'} is not of checkpoint format {FORMAT_VERSION}")
     config = VLMConfig.from_dict(meta.pop("model"))
