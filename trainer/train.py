@@ -491,7 +491,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     place = Place.find("cpu")
     try:
         place = Place.find(arguments.device)
-        cache = Cache(folder=arguments.cache, bytes=int(arguments.cache_gb * 1e9)) if arguments.cache else None
+        share = int(arguments.cache_gb * 1e9) // len(set(arguments.shards))  # each directory makes room among its own shards
+        cache = Cache(folder=arguments.cache, bytes=share) if arguments.cache else None
         directories = [open_directory(where, cache) for where in arguments.shards]
         summary = run(resolve(arguments, directories), directories, place)
     except Stop as stop:

@@ -55,6 +55,21 @@ def test_a_cache_gives_the_same_bytes_and_stays_bounded(folder: Path, tmp_path: 
     assert sorted(inner.fetched) == sorted(path.name for path in folder.glob("train-*.tar"))  # each once, in spite of threads
 
 
+def test_a_shard_that_makes_room_for_another_at_once_is_read_all_the_same(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a cache smaller than what the workers fetch at one time: another process takes its name before it is opened."""
+    rows, replace = open_directory(str(folder)).rows["train"], os.replace
+
+    def replace_and_take(partial: Path, path: Path) -> None:
+        replace(partial, path)
+        path.unlink()
+
+    monkeypatch.setattr(os, "replace", replace_and_take)
+    store = CachedStore(LocalStore(folder), Cache(folder=tmp_path, bytes=1))
+    assert store.read_bytes("train", rows[0]) == LocalStore(folder).read_bytes("train", rows[0])
+
+
 def test_a_directory_built_anew_is_not_read_from_the_cache_of_the_old(tmp_path: Path) -> None:
     cache, found = Cache(folder=tmp_path / "cache", bytes=1), []
     for seed in (1, 2):

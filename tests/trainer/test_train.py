@@ -244,6 +244,17 @@ def test_errors_name_the_fix(shards: Path, tmp_path: Path, more: tuple[str, ...]
     assert re.search(message, capsys.readouterr().err)
 
 
+def test_directories_share_the_cache(shards: Path, tmp_path: Path) -> None:
+    other = make_directory(tmp_path / "other", rows=22, val_rows=0, seq_len=96, seed=9)
+    size = max(path.stat().st_size for path in [*shards.glob("*.tar"), *other.glob("*.tar")])
+    assert start(shards, tmp_path / "run", "--shards", str(other), "--epochs", "1", "--cache", str(tmp_path / "cache"),
+                 "--cache-gb", str(2.1 * size / 1e9)) == 0
+    cached = list((tmp_path / "cache").rglob("*.tar"))
+    assert {path.parts[-3] for path in cached} == {"".join(c if c.isalnum() else "-" for c in str(d)).strip("-")[-80:]
+                                                   for d in (shards, other)}
+    assert sum(path.stat().st_size for path in cached) <= 2.1 * size
+
+
 def test_a_tracker_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runlog.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ValueError, match="--track wandb needs the package wandb"):

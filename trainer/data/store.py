@@ -163,7 +163,7 @@ class S3Store:
 
 @dataclass(frozen=True, kw_only=True)
 class Cache:
-    """Where whole shards are kept, and how many bytes of them at most (one shard at least is always kept)."""
+    """Where whole shards are kept, and how many bytes of a directory's at most (one shard at least is always kept)."""
 
     folder: Path
     bytes: int
@@ -210,11 +210,13 @@ class CachedStore:
         self._folder.mkdir(parents=True, exist_ok=True)
         with open(self._folder / f".{name}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not path.exists():
+            try:
+                file = os.open(path, os.O_RDONLY)  # another process has fetched it meanwhile
+            except FileNotFoundError:
                 partial = self._folder / f".{name}.partial"
                 self._inner.fetch(name, partial)
+                file = os.open(partial, os.O_RDONLY)  # while nobody knows it: to make room, others take what has its name
                 os.replace(partial, path)
-            file = os.open(path, os.O_RDONLY)
         self._make_room(path)
         return file
 
