@@ -120,16 +120,12 @@ class Data:
     look_split: str  # "val", or "train" where nothing is held out
     look_rows: list[Task]  # the rows of an evaluation, fixed for the run
     steps: int
+    tokenizer: bytes  # tokenizer.json, read once: at a checkpoint its store may be away
 
     @property
     def manifest(self) -> dict[str, Any]:
         """Of the first directory."""
         return self.directories[0].manifest
-
-    @property
-    def tokenizer(self) -> bytes:
-        """tokenizer.json."""
-        return self.directories[0].store.read_file("tokenizer.json")
 
     @property
     def sources(self) -> list[str]:
@@ -159,11 +155,12 @@ def open_data(settings: Settings, directories: Sequence[ShardDirectory], place: 
     held_out = [(index, row) for index, directory in enumerate(directories) for row in range(len(directory.rows[name]))]
     keys = hashes(derive("look", settings.seed), len(held_out))
     chosen = [held_out[index] for index in keys.argsort()[:settings.eval_rows]]
+    tokenizer = directories[0].store.read_file("tokenizer.json")
     train = Loader(directories, rules=rules, rows=split.rows, workers=workers, skip_damaged=settings.skip_bad)
     look_loader = Loader(directories, rules=rules, split=name, rows=split.rows, workers=min(workers, 2),
                          skip_damaged=settings.skip_bad)
     return Data(directories=directories, order=order, split=split, train=train, look=look_loader, look_split=name,
-                look_rows=chosen, steps=settings.max_steps or order.steps(settings.epochs))
+                look_rows=chosen, steps=settings.max_steps or order.steps(settings.epochs), tokenizer=tokenizer)
 
 
 @dataclass(frozen=True, kw_only=True)

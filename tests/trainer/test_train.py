@@ -244,6 +244,15 @@ def test_errors_name_the_fix(shards: Path, tmp_path: Path, more: tuple[str, ...]
     assert re.search(message, capsys.readouterr().err)
 
 
+def test_a_directory_without_its_tokenizer_is_not_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every checkpoint holds the tokenizer: better told now than at the first of them."""
+    made = make_directory(tmp_path / "s", rows=6, val_rows=0, seq_len=96)
+    (made / "tokenizer.json").unlink()
+    assert start(made, tmp_path / "run", "--max-steps", "1") == 1
+    assert "s/tokenizer.json" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
 def test_directories_share_the_cache(shards: Path, tmp_path: Path) -> None:
     other = make_directory(tmp_path / "other", rows=22, val_rows=0, seq_len=96, seed=9)
     size = max(path.stat().st_size for path in [*shards.glob("*.tar"), *other.glob("*.tar")])
