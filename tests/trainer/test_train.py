@@ -343,6 +343,8 @@ def test_damaged_rows_are_skipped_only_when_allowed(tmp_path: Path, capsys: pyte
     assert f"{made}/train-000000.tar: row at offset 0 is damaged" in capsys.readouterr().err
     assert start(made, tmp_path / "b", "--epochs", "1", "--skip-bad", "9") == 0
     assert steps(tmp_path / "b")[-1]["damaged_rows"] == 1
+    said = capsys.readouterr().err  # once by the training rows' loader, once by the evaluation's
+    assert said.count(f"left out: {made}/train-000000.tar: row at offset 0 is damaged") == 2
 
 
 @pytest.mark.parametrize(("table", "message"), [

@@ -21,6 +21,7 @@ import multiprocessing
 import os
 import queue
 import signal
+import sys
 import threading
 import time
 from collections import deque
@@ -214,6 +215,7 @@ class Loader:
         if isinstance(result, DamagedRow) and (str(result) in self.damaged or len(self.damaged) < self._allowed):
             if str(result) not in self.damaged:
                 self.damaged.append(str(result))
+                print(f"left out: {result}", file=sys.stderr, flush=True)
             return RowInfo(place=str(result), damage=str(result))
         if isinstance(result, DamagedRow) and self._allowed:
             raise DamagedRow(f"{result} (and {len(self.damaged)} damaged rows before it, which --skip-bad allowed)")
