@@ -95,7 +95,9 @@ def _fetch(url: str, part: Path, place: Path, on_progress: Callable[[int, int], 
             os.replace(part, place)
             _state_path(part).unlink(missing_ok=True)
             return
-    kept = f"; {part.stat().st_size:,} bytes are kept, the next run goes on from there" if part.exists() else ""
+    kept = ""
+    if part.exists() and _read_validator(part):  # a server that gives none cannot be asked for the rest
+        kept = f"; {part.stat().st_size:,} bytes are kept, the next run goes on from there"
     raise FetchError(_advice(url, cause) + kept)
 
 

@@ -94,6 +94,15 @@ def test_resumed_by_a_later_run(server: Server, tmp_path: Path) -> None:
     assert server.ranges == ["bytes=70000-"]
 
 
+def test_nothing_is_promised_of_a_server_without_validators(server: Server, tmp_path: Path) -> None:
+    server.tag, server.cuts = "", [70_000] * 4
+    with pytest.raises(FetchError) as error:
+        get(server, tmp_path)
+    assert "are kept" not in str(error.value)
+    assert get(server, tmp_path).read_bytes() == BODY
+    assert set(server.ranges) == {""}
+
+
 def test_file_that_changed_in_between_starts_over(server: Server, tmp_path: Path) -> None:
     server.cuts = [70_000] + [0] * 4
     with pytest.raises(FetchError):
