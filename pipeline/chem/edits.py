@@ -15,7 +15,10 @@ from pipeline.chem.styles import Style
 # counter-ions, acids and solvents that often stand beside a molecule; all neutral, so that the sum stays so
 COMPANIONS = ("Cl", "Br", "O", "CO", "O=S(=O)(O)O", "O=C(O)C(F)(F)F", "CS(=O)(=O)O", "O=C(O)/C=C/C(=O)O", "CC#N")
 _ISOTOPES = {6: 13, 7: 15, 8: 18}
-_ABBREVIATIONS = rdAbbreviations.GetDefaultAbbreviations()
+# RDKit's own, but for four that say another group: its iBu is sec-butyl, its iPent 2-pentyl, its NMe and NCF3 have an H more
+_MISLABELLED = ("iBu", "iPent", "NMe", "NCF3")
+_ABBREVIATIONS = [group for group in rdAbbreviations.GetDefaultAbbreviations() if group.label not in _MISLABELLED]
+_ANIONS = ("CO2-", "COO-")
 MAX_COVERAGE = 0.6  # a molecule that is mostly labels teaches nothing
 
 
@@ -39,7 +42,23 @@ def edit(canonical: str, style: Style, rng: random.Random) -> str:
 def abbreviate(molecule: Any) -> Any:
     """The molecule with its common groups condensed to labels; the same molecule when it has none."""
     condensed = rdAbbreviations.CondenseMolAbbreviations(molecule, _ABBREVIATIONS, maxCoverage=MAX_COVERAGE)
-    return condensed if condensed.GetNumAtoms() < molecule.GetNumAtoms() else molecule
+    if condensed.GetNumAtoms() == molecule.GetNumAtoms() or _marks(condensed) != _marks(molecule):
+        return molecule
+    return condensed
+
+
+def _marks(molecule: Any) -> list[int]:
+    """Counts of isotopes, map numbers and radical electrons, and the charge: what no label tells, and so none may swallow."""
+    isotopes = maps = electrons = charge = 0
+    for atom in molecule.GetAtoms():
+        if atom.GetAtomicNum():
+            isotopes += bool(atom.GetIsotope())
+            maps += bool(atom.GetAtomMapNum())
+            electrons += atom.GetNumRadicalElectrons()
+            charge += atom.GetFormalCharge()
+        elif atom.HasProp("atomLabel") and atom.GetProp("atomLabel") in _ANIONS:
+            charge -= 1
+    return [isotopes, maps, electrons, charge]
 
 
 def label_dummies(molecule: Any, *, lines: bool) -> None:

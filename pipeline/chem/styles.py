@@ -84,7 +84,7 @@ KNOBS: dict[str, Knob] = {
     "notes.scale": _number(0.5, 0.3, 0.9, "letter height of such notes, share of the labels'"),
     "legend.text": _choice("none", "none number letter name sentence", "a line of text under the molecule, never in "
                            "the target"),
-    "chemistry.abbreviate": _chance("groups condensed to OMe, Ph, Boc ... where there are any"),
+    "chemistry.abbreviate": _chance("groups condensed to OMe, CF3, tBu ... where there are any"),
     "chemistry.abbreviation_target": _choice("expand", "expand keep", "target: the full molecule, or the drawn labels "
                                              "as CXSMILES"),
     "chemistry.isotope": _chance("one atom becomes an isotope, in the drawing and in the target"),

@@ -13,7 +13,7 @@ from rdkit.Chem.Draw import rdMolDraw2D
 from pipeline.chem.columns import find_columns, read_entries
 from pipeline.chem.depict import _prepared, _shown, depict, row_seed
 from pipeline.chem.draw import _open_drawer
-from pipeline.chem.edits import edit
+from pipeline.chem.edits import abbreviate, edit
 from pipeline.chem.faithful import misdrawn
 from pipeline.chem.job import Job
 from pipeline.chem.layout import fit_canvas
@@ -152,6 +152,26 @@ def test_kept_abbreviations_are_in_the_target() -> None:
     assert "|$" in row.answer
     assert "CO2Me" in row.answer or "OMe" in row.answer
     assert Chem.MolFromSmiles(row.answer) is not None
+
+
+@pytest.mark.parametrize("smiles", [
+    "CCC(C)c1ccccc1Cl", "CCCC(C)c1ccccc1Cl", "CNc1ccccc1Cl", "[13CH3]Oc1ccccc1Cl", "[CH2]Oc1ccccc1Cl", "[CH2-]Cc1ccccc1Cl",
+    "CC(=O)[N-]c1ccccc1Cl", "[CH3:1]Oc1ccccc1Cl",
+])
+def test_no_label_says_another_group_or_swallows_a_mark(smiles: str) -> None:
+    condensed = abbreviate(Chem.MolFromSmiles(smiles))
+    assert {atom.GetProp("atomLabel") for atom in condensed.GetAtoms() if atom.HasProp("atomLabel")} <= {"Et", "nPr"}
+    for atom in Chem.MolFromSmiles(smiles).GetAtoms():
+        if atom.GetIsotope() or atom.GetAtomMapNum() or atom.GetNumRadicalElectrons() or atom.GetFormalCharge():
+            assert condensed.GetNumAtoms() == Chem.MolFromSmiles(smiles).GetNumAtoms()
+
+
+@pytest.mark.parametrize(("smiles", "label"), [
+    ("COc1ccccc1Cl", "OMe"), ("[O-]C(=O)c1ccccc1Cl", "CO2-"), ("[O-][N+](=O)c1ccccc1Cl", "NO2"), ("[1*]c1ccccc1OCC", "Et"),
+])
+def test_labels_that_say_their_group_stay(smiles: str, label: str) -> None:
+    condensed = abbreviate(Chem.MolFromSmiles(smiles))
+    assert label in {atom.GetProp("atomLabel") for atom in condensed.GetAtoms() if atom.HasProp("atomLabel")}
 
 
 def test_r_groups_are_numbered_dummies() -> None:
