@@ -23,6 +23,8 @@ def write_target(name: str, smiles: str, rng: random.Random) -> str:
         return smiles
     if " |" in smiles:
         raise Unfit("target", f"drawn labels can only be kept in SMILES, not in {name}")
+    if "*" in smiles and name in ("selfies", "inchi"):
+        raise Unfit("target", f"{_NOUNS[name].removesuffix(' string')} cannot say an R group or an attachment point")
     if name == "kekule":
         molecule = _molecule(smiles)
         Chem.Kekulize(molecule, clearAromaticFlags=True)

@@ -50,6 +50,9 @@ def test_a_target_that_cannot_be_written_rejects_the_row() -> None:
     assert unfit.value.reason == "target"
     with pytest.raises(Unfit, match="reads back as another molecule"):
         write_target("selfies", "[CH3:1][OH:2]", random.Random(0))
+    for target in ("selfies", "inchi"):
+        with pytest.raises(Unfit, match="cannot say an R group"):
+            write_target(target, "[1*]c1ccccc1", random.Random(0))
     with pytest.raises(Unfit, match="only be kept in SMILES"):
         write_target("inchi", "*C |$OMe;$|", random.Random(0))
 
