@@ -59,7 +59,7 @@ def _selfies(smiles: str) -> str:
 
     try:
         text = str(selfies.encoder(smiles))
-    except selfies.EncoderError as error:
+    except (selfies.EncoderError, LookupError) as error:  # a KeyError at an aromatic bond to hydrogen
         raise Unfit("target", f"SELFIES cannot be written: {' '.join(str(error).split())[:200]}") from error
     try:
         decoded = Chem.MolFromSmiles(selfies.decoder(text))

@@ -48,6 +48,8 @@ def test_a_target_that_cannot_be_written_rejects_the_row() -> None:
     with pytest.raises(Unfit) as unfit:
         write_target("selfies", "FS(F)(F)(F)(F)(F)(F)F", random.Random(0))
     assert unfit.value.reason == "target"
+    with pytest.raises(Unfit, match="cannot be written"):
+        write_target("selfies", Chem.CanonSmiles("C:[2H]C"), random.Random(0))
     with pytest.raises(Unfit, match="reads back as another molecule"):
         write_target("selfies", "[CH3:1][OH:2]", random.Random(0))
     for target in ("selfies", "inchi"):
