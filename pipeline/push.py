@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import httpx2
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
@@ -79,17 +80,19 @@ def _ask(fn: Callable[[], T], what: str, retry: Retry) -> T:
     def attempt() -> T:
         try:
             return fn()
-        except HfHubHTTPError as error:
+        except (RuntimeError, httpx2.TransportError, OSError) as problem:
+            # what an upload to the hub's storage met comes wrapped in a RuntimeError
+            error = problem.__cause__ if isinstance(problem, RuntimeError) else problem
+            if isinstance(error, RevisionNotFoundError) or not isinstance(error, httpx2.TransportError | OSError):
+                raise
+            if not isinstance(error, HfHubHTTPError):  # refused, reset, timed out
+                raise TransientError(f"{what}: {error or type(error).__name__}") from None
             status = error.response.status_code if error.response is not None else 0
             if status in RETRIED_STATUS or status == 412:  # 412: another commit came between
                 headers = {key.lower(): value for key, value in error.response.headers.items()}
                 raise TransientError(f"{what}: status {status}", wished_wait(headers)) from None
-            if isinstance(error, RevisionNotFoundError):
-                raise
             hint = "; log in with `hf auth login` or set HF_TOKEN to one that may write" if status in (401, 403) else ""
             raise HubError(f"{what}: the hub answers {status}{hint}") from None
-        except OSError as error:  # refused, reset, timed out
-            raise TransientError(f"{what}: {error}") from None
 
     return call(attempt, what=what, policy=retry)
 

@@ -10,6 +10,7 @@ those of the whole directory before the manifest is put. Local disk: one shard a
 """
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -17,7 +18,7 @@ import re
 import shutil
 import tarfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -48,6 +49,8 @@ class TargetError(RuntimeError):
 def _open(url: str) -> tuple[Any, str]:
     import fsspec
 
+    if not url.partition("://")[2].strip("/"):
+        raise TargetError(f"--out {url!r} names no bucket or folder; is a variable of the shell empty?")
     try:
         fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
     except (ImportError, ValueError) as error:
@@ -91,19 +94,16 @@ class Target:
         fs, root = _open(self.url)
         place = f"{root}{name}" if name.startswith(".build/") else f"{root}/{name}"
         try:
-            return bytes(fs.cat_file(place))
+            with self._told(f"{name} cannot be read"):
+                return bytes(fs.cat_file(place))
         except FileNotFoundError:
             return None
-        except PermissionError as error:
-            raise TargetError(f"{self.url}: {name} cannot be read: {error}; check the credentials") from None
 
     def get(self, name: str, local: Path) -> None:
         """Bring one file to the local disk. Raises FileNotFoundError, TargetError."""
         fs, root = _open(self.url)
-        try:
+        with self._told(f"{name} cannot be read"):
             fs.get_file(f"{root}/{name}", str(local))
-        except PermissionError as error:
-            raise TargetError(f"{self.url}: {name} cannot be read: {error}; check the credentials") from None
 
     def sizes(self, suffix: str = "") -> dict[str, int]:
         """Every object below the directory (or, with ".build", below the work folder) with its size."""
@@ -111,12 +111,22 @@ class Target:
         base = f"{root}{suffix}"
         fs.invalidate_cache()
         try:
-            found = fs.find(base, detail=True)
+            with self._told("it cannot be listed"):
+                found = fs.find(base, detail=True)
         except FileNotFoundError:
             return {}
-        except PermissionError as error:
-            raise TargetError(f"{self.url}{suffix} cannot be listed: {error}; check the bucket and the credentials") from None
         return {path.removeprefix(f"{base}/"): int(info["size"]) for path, info in found.items() if path.startswith(f"{base}/")}
+
+    @contextlib.contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        """Turn what a store answers to a reader (each kind has its own errors) into a TargetError."""
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, FileNotFoundError) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise TargetError(f"{self.url}: {what}: {type(error).__name__}: {error}; check the URL, the credentials and the "
+                              "network") from None
 
     def manifest(self) -> dict[str, Any] | None:
         """The manifest; None while the directory is not complete."""

@@ -1,6 +1,6 @@
 """A hub that takes uploads, as far as `HfApi.create_commit` goes: repositories, listings, LFS, commits. Loopback only.
 
-`faults` holds (method, path part, status) that the next matching requests answer, one use each.
+`faults` holds (method, path part, status) that the next matching requests answer, one use each; status 0 hangs up.
 """
 
 import base64
@@ -38,6 +38,9 @@ class PushServer:
             def handle_any(self) -> None:
                 length = int(self.headers.get("content-length") or 0)
                 status, body = server.answer(self.command, self.path, self.rfile.read(length))
+                if not status:
+                    self.close_connection = True
+                    return
                 data = body if isinstance(body, bytes) else json.dumps(body).encode()
                 self.send_response(status)
                 self.send_header("content-type", "application/json")

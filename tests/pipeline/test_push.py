@@ -74,7 +74,8 @@ def test_an_earlier_larger_build_leaves_no_shard_behind(built: Path, hub: PushSe
 
 
 def test_transient_failures_are_tried_again(built: Path, hub: PushServer) -> None:
-    hub.faults = [("POST", "/repos/create", 503), ("GET", "/tree/", 429), ("POST", "/commit/", 500), ("PUT", "/storage/", 503)]
+    hub.faults = [("POST", "/repos/create", 503), ("POST", "/repos/create", 0), ("POST", "/commit/", 0),
+                  ("GET", "/tree/", 429), ("POST", "/commit/", 500), ("PUT", "/storage/", 503)]
     done = push(hub, built)
     assert done.returncode == 0, done.stderr
     assert not hub.faults
@@ -99,6 +100,10 @@ def test_refusals_are_plain(built: Path, hub: PushServer, tmp_path: Path) -> Non
     assert "HF_TOKEN" in done.stderr
     assert "Traceback" not in done.stderr
     hub.refuse = False
+    hub.faults = [("PUT", "/storage/", 403)] * 50
+    done = push(hub, built)
+    assert done.returncode == 1 and "HF_TOKEN" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    hub.faults = []
     for bad in ("small", "a/b/c", "../up/x", "a/.."):
         assert push(hub, built, repo=bad).returncode == 2
     damaged = tmp_path / "damaged"

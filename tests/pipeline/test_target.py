@@ -229,6 +229,26 @@ def test_other_file_systems_too(plan: Plan, local: dict[str, bytes], tmp_path: P
     assert contents(tmp_path / "out") == local
 
 
+def test_a_url_without_a_bucket_is_refused(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for url in ("s3://", "s3:///"):
+        with pytest.raises(TargetError, match="names no bucket"):
+            open_build(plan, url)
+    assert not contents(tmp_path)
+
+
+def test_a_store_that_cannot_be_read_is_told(plan: Plan, tmp_path: Path) -> None:
+    words = [sys.executable, "-c", "from pipeline.cli import main; main()", "stats", "s3://shards/x"]
+    names = ("PATH", "PYTHONPATH")
+    plain = {**{name: os.environ[name] for name in names if name in os.environ}, "HOME": str(tmp_path),
+             "AWS_EC2_METADATA_DISABLED": "true"}
+    for environment, word in ((plain, "NoCredentialsError"), ({**plain, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b",
+                              "AWS_MAX_ATTEMPTS": "1", "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "EndpointConnectionError")):
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=100)
+        assert done.returncode == 1 and word in done.stderr and "credentials and the network" in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr
+
+
 def told(*arguments: str) -> tuple[int, str]:
     """Exit code, and what a command printed on both streams."""
     result = CliRunner().invoke(cli, arguments)
