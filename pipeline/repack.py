@@ -31,7 +31,7 @@ from pipeline.build import card, tables
 from pipeline.build.finalize import max_images, split_totals
 from pipeline.build.local import die_with_parent
 from pipeline.build.spool import SampleInfo
-from pipeline.build.state import BuildState, discard
+from pipeline.build.state import BuildState, begun, busy, discard
 from pipeline.build.tables import RejectLine
 from pipeline.conversation import Reject
 from pipeline.pack import pack
@@ -78,8 +78,11 @@ def open_job(folder: Path, out: Path, *, seq_len: int, fresh: bool = False) -> J
         raise RepackError(f"--out {out} is the directory to read from; choose another")
     job = Job(folder=folder.resolve(), out=out, work=out.with_name(out.name + ".build"), seq_len=seq_len, body=body)
     mark = job.work / "plan.json"
-    if fresh:
-        discard(BuildState(out=out, work=job.work))
+    state = BuildState(out=out, work=job.work)
+    if fresh and busy(job.work):
+        raise RepackError(f"another process is packing {out} at this moment; --fresh would delete its work")
+    if fresh and begun(state):
+        discard(state)
     if (out / manifest.NAME).exists():
         recorded = manifest.load(out)["plan"]["id"]
     else:
@@ -98,11 +101,24 @@ def repack(job: Job, *, workers: int = 1, progress: Callable[[int], None] = lamb
     """Pack every shard that is not done, then complete the directory; returns its manifest."""
     if (job.out / manifest.NAME).exists():
         return manifest.load(job.out)
+    with BuildState(out=job.out, work=job.work).locked("repack") as free:
+        if not free:
+            raise RepackError(f"another process is packing {job.out} at this moment")
+        return _repack(job, workers, progress)
+
+
+def _repack(job: Job, workers: int, progress: Callable[[int], None]) -> dict[str, Any]:
     names = [entry["name"] for entry in job.body["shards"]]
-    todo = [name for name in names if not (job.work / "done" / name).is_dir()]
+    todo = [name for name in names if not _done(job, name)]
     for result in _run(job, todo, min(workers, len(todo))):
         progress(result["shard"]["samples"])
     return _finalize(job, [job.work / "done" / name for name in names])
+
+
+def _done(job: Job, name: str) -> bool:
+    """Whether a shard is packed and still in the output."""
+    result = job.work / "done" / name / "result.json"
+    return result.exists() and BuildState(out=job.out, work=job.work).whole(json.loads(result.read_text()))
 
 
 def _run(job: Job, names: list[str], workers: int) -> Iterator[dict[str, Any]]:

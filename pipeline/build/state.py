@@ -53,13 +53,13 @@ class BuildState:
         """Numbers of the finished tasks."""
         if self.target is not None:
             return self.target.finished()
-        return {shard for shard, result in self.results().items() if self._whole(result)}
+        return {shard for shard, result in self.results().items() if self.whole(result)}
 
     def results(self) -> dict[int, dict[str, Any]]:
         """What the tasks whose results lie in the work folder gave, by number."""
         return {int(path.parent.name): json.loads(path.read_text()) for path in sorted((self.work / "done").glob("*/result.json"))}
 
-    def _whole(self, result: dict[str, Any]) -> bool:
+    def whole(self, result: dict[str, Any]) -> bool:
         """Whether a task's files are still in the output: a user may have emptied it, but not the work folder beside it."""
         entries = [result["shard"], *result["shard"]["indexes"]]
         files = {self.out / entry["name"]: entry["bytes"] for entry in entries}
@@ -113,7 +113,9 @@ def open_build(plan: Plan, out: Path | str, *, fresh: bool = False, work: Path |
         state = BuildState(out=work / "stage", work=work, target=target)
     else:
         state = BuildState(out=Path(out), work=work or Path(out).with_name(Path(out).name + ".build"))
-    ours = _begun(state)
+    ours = begun(state)
+    if fresh and busy(state.work):
+        raise BuildStateError(f"another process is building {out} at this moment; --fresh would delete its work")
     if fresh and ours:
         discard(state)
     elif fresh and state.target is not None:  # begun here, but nothing of it has arrived there
@@ -181,7 +183,20 @@ def clear_work(work: Path) -> None:
         work.rmdir()
 
 
-def _begun(state: BuildState) -> bool:
+def busy(work: Path) -> bool:
+    """Whether a process holds a lock of this work folder."""
+    for path in work.glob("*.lock"):
+        with contextlib.suppress(FileNotFoundError), open(path) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            except OSError:  # a file system without locks
+                pass
+    return False
+
+
+def begun(state: BuildState) -> bool:
     """Whether a build of ours was begun here, of whatever plan or format."""
     if state.target is not None:
         return state.target.begun()

@@ -250,6 +250,20 @@ def test_a_changed_recipe_is_named_and_fresh_starts_over(made: tuple[Path, Path]
     assert digests(tmp_path / "out") == digests(whole)
 
 
+def test_fresh_does_not_delete_the_work_of_a_running_build(made: tuple[Path, Path], whole: Path, tmp_path: Path) -> None:
+    recipe, raw = made
+    plan = plan_of(recipe, raw)
+    in_process(plan, tmp_path / "out", recipe, order=[0])
+    state = open_build(plan, tmp_path / "out")
+    with state.locked("slice-1-of-2") as free:
+        assert free
+        with pytest.raises(BuildStateError, match="at this moment; --fresh"):
+            open_build(plan_of(recipe, raw, seed=3), tmp_path / "out", fresh=True)
+    assert state.finished() == {0}
+    in_process(plan, tmp_path / "out", recipe, fresh=True)
+    assert digests(tmp_path / "out") == digests(whole)
+
+
 def test_a_changed_file_of_the_data_is_named(made: tuple[Path, Path], tmp_path: Path) -> None:
     recipe, raw = made[0], shutil.copytree(made[1], tmp_path / "raw")
     plan = plan_of(recipe, raw)

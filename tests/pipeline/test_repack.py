@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import repack as module
-from pipeline.build.state import open_build
+from pipeline.build.state import BuildState, open_build
 from pipeline.repack import RepackError, open_job, repack
 from pipeline.verify import verify
 from shards import manifest, table
@@ -120,6 +120,26 @@ def test_workers_and_interruptions_do_not_change_a_byte(long: Path, tmp_path: Pa
     assert not (tmp_path / "two.build").exists()
 
 
+def test_an_emptied_output_is_packed_again(long: Path, tmp_path: Path) -> None:
+    repack(open_job(long, tmp_path / "one", seq_len=256))
+    job = open_job(long, tmp_path / "two", seq_len=256)
+    module.repack_shard(job, job.body["shards"][0]["name"])
+    shutil.rmtree(tmp_path / "two")
+    repack(open_job(long, tmp_path / "two", seq_len=256))
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_two_at_once_are_refused(long: Path, tmp_path: Path) -> None:
+    job = open_job(long, tmp_path / "out", seq_len=256)
+    with BuildState(out=job.out, work=job.work).locked("repack") as free:
+        assert free
+        with pytest.raises(RepackError, match="another process is packing"):
+            repack(job)
+        with pytest.raises(RepackError, match="--fresh would delete"):
+            open_job(long, tmp_path / "out", seq_len=512, fresh=True)
+    assert repack(job)["seq_len"] == 256
+
+
 def _full(*_: object) -> None:
     raise OSError(28, "No space left on device")
 
@@ -131,6 +151,10 @@ def test_it_refuses_what_it_would_spoil(long: Path, tmp_path: Path) -> None:
     (tmp_path / "mine" / "notes.txt").write_text("keep")
     with pytest.raises(RepackError, match="not empty"):
         open_job(long, tmp_path / "mine", seq_len=256)
+    (tmp_path / "mine" / "README.md").write_text("keep")  # a name that a build writes, too
+    with pytest.raises(RepackError, match="not empty"):
+        open_job(long, tmp_path / "mine", seq_len=256, fresh=True)
+    assert contents(tmp_path / "mine") == {"notes.txt": b"keep", "README.md": b"keep"}
     repack(open_job(long, tmp_path / "out", seq_len=256))
     with pytest.raises(RepackError, match="something else"):
         open_job(long, tmp_path / "out", seq_len=512)
