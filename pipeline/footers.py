@@ -205,7 +205,8 @@ def _read_tail(path: str, size: int, read: Callable[[int, int], bytes]) -> bytes
 def read_footer(ref: FileRef, *, policy: Retry = DEFAULT, cancel: threading.Event | None = None) -> FileFooter:
     """The footer of a file on disk or on the hub (from the cache when its revision was read before).
 
-    Raises FooterError for a file that is no whole parquet file, HubError when the hub does not give it, Cancelled.
+    Raises FooterError for a file that is no whole parquet file, OSError for one that may not be read, HubError when the hub
+    does not give it, Cancelled.
     """
     if ref.local is not None:
         try:
@@ -215,7 +216,7 @@ def read_footer(ref: FileRef, *, policy: Retry = DEFAULT, cancel: threading.Even
                     return file.read(stop - start)
                 size = os.fstat(file.fileno()).st_size
                 return parse_footer(ref.path, size, _read_tail(ref.path, size, read))
-        except OSError as error:
+        except FileNotFoundError as error:  # other errors of the disk say nothing about the file, so they are raised
             raise FooterError(ref.path, "file-missing", f"cannot be opened: {error.strerror or error}") from error
     kept = cache_folder() / "footers" / ref.repo.replace("/", "--") / ref.revision / f"{ref.path}.json"
     if (found := _from_cache(kept, ref)) is not None:

@@ -237,6 +237,8 @@ def _parse(table: dict[str, Any], name: str, home: Path | None) -> Recipe:
         else:
             values[key] = value
     _check_fields(Recipe, values, "recipe")
+    if not _plain_path(values["name"]) or "/" in values["name"]:
+        raise RecipeError(f"name = {values['name']!r} is not a plain name, which the default --out shards/NAME needs: no slash")
     for key, low, high in (("seq_len", 64, 1 << 20), ("shard_samples", 1, 1 << 20), ("shard_mb", 1, 1 << 20)):
         if key in values and not low <= values[key] <= high:
             raise RecipeError(f"{key} = {values[key]} must be from {low} to {high}")

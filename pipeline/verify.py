@@ -95,7 +95,7 @@ def verify_shard(folder: Path, body: dict[str, Any], entry: dict[str, Any], targ
 def _verify_shard(folder: Path, body: dict[str, Any], entry: dict[str, Any]) -> list[Problem]:
     problems = [problem for part in (entry, *entry["indexes"]) for problem in checks.check_sha256(folder, part)]
     found = [*checks.check_shard(folder, body, entry)]
-    if not found and not problems:
+    if not found and not problems and (folder / entry["name"]).is_file():
         found = [*_second_reading(folder, entry)]
     if len(found) > SHOWN:
         found = [*found[:SHOWN], Problem(file=entry["name"], detail=f"and {len(found) - SHOWN} more problems")]

@@ -28,6 +28,7 @@ from typing import Any
 
 import psutil
 
+from pipeline.build.blocks import ChangedFileError
 from pipeline.build.runner import run_task
 from pipeline.build.state import BuildState
 from pipeline.build.target import TargetError
@@ -265,6 +266,8 @@ def explain(error: BaseException) -> str:
     """What went wrong in words a user can act on; the traceback for what is our own fault."""
     if isinstance(error, OSError) and error.errno in (28, 122):
         return f"the disk is full ({error.strerror}); free space and run the same command again: finished shards are kept"
-    if isinstance(error, VersionMismatch | TargetError):
+    if isinstance(error, VersionMismatch | TargetError | ChangedFileError):
         return str(error)
+    if isinstance(error, OSError) and error.errno in (1, 13, 27, 30) and error.filename:
+        return f"{error.strerror}: {error.filename}; mend that and run the same command again: finished shards are kept"
     return "".join(traceback.format_exception(error)).strip()

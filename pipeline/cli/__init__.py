@@ -6,6 +6,7 @@ usage, 130 interrupted.
 """
 
 import difflib
+import errno
 import importlib
 import sys
 
@@ -29,6 +30,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
+# errors of the user's files and folders -> what to do about them
+FILE_ERRORS = {
+    errno.EACCES: "change its permissions or choose another", errno.EPERM: "change its permissions or choose another",
+    errno.EROFS: "choose another folder", errno.ENOTDIR: "choose another folder", errno.EISDIR: "choose another name",
+    errno.EEXIST: "choose another folder", errno.ENAMETOOLONG: "choose a shorter name", errno.EFBIG: "choose another disk",
+    errno.ENOSPC: "free space or choose another folder", errno.EDQUOT: "free space or choose another folder"}
+
+
 class LazyGroup(click.Group):
     """Lists commands from COMMANDS and imports a command's module when it is asked for."""
 
@@ -46,6 +55,12 @@ class LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+def file_error(error: OSError) -> str:
+    """One of FILE_ERRORS in words."""
+    return (f"{error.strerror}: {error.filename or 'the output'}; {FILE_ERRORS[error.errno or 0]}, "
+            "then run the same command again")
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -70,6 +85,11 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in FILE_ERRORS:
+            raise
+        click.echo(f"Error: {file_error(error)}", err=True)
+        sys.exit(1)
     except KeyboardInterrupt:
         click.echo("interrupted", err=True)
         sys.exit(130)

@@ -93,6 +93,8 @@ def command(recipe: str, raw: Path, out: str | None, work: Path | None, workers:
     click.echo(summary.text(report.manifest), err=True)
     click.echo(json.dumps(summary.as_json(target, report.manifest, tasks_run=report.tasks_run, seconds=report.seconds)))
     if not any(split["samples"] for split in report.manifest["splits"].values()):
-        rows = sum(source["rows"] for source in report.manifest["sources"].values())
-        why = f"all {rows:,} rows were left out, for the reasons in the table" if rows else "the recipe takes no row of its sources"
+        rows, bad = (sum(source[key] for source in report.manifest["sources"].values()) for key in ("rows", "bad_files"))
+        why = (f"all {rows:,} rows were left out, for the reasons in the table" if rows else
+               f"{bad:,} files cannot be read, for the reasons in rejects.parquet" if bad else
+               "the recipe takes no row of its sources")
         raise click.ClickException(f"{target} holds no sample: {why}. Change the recipe and build with --fresh")

@@ -37,6 +37,8 @@ def command(folder: str, out: Path | None, samples: int, seed: int, keys: tuple[
         page = render(report, shown)
     except ValueError as error:
         raise click.ClickException(str(error)) from None
+    except KeyError as error:
+        raise click.ClickException(f"the manifest lacks {error}; run `pipeline verify {folder}`") from None
     target = out or place.resolve().with_name(f"{place.resolve().name}.html")
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(page, encoding="utf-8")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.cli import FILE_ERRORS, file_error
+
 if TYPE_CHECKING:
     from pipeline.plan import Plan
     from pipeline.recipe import Recipe
@@ -103,10 +105,9 @@ def clear_errors() -> Iterator[None]:
     except (MissingSetsError, HubError, TaskFailed, TooManyRejects, TargetError, HashPassError) as error:
         raise click.ClickException(str(error)) from None
     except OSError as error:
-        if error.errno not in (13, 28, 30, 122):
+        if error.errno not in FILE_ERRORS:
             raise
-        raise click.ClickException(f"{error.strerror}: {error.filename or 'the output'}; free space or choose another folder, "
-                                   "then run the same command again") from None
+        raise click.ClickException(file_error(error)) from None
 
 
 def read_recipe(name: str, **changes: Any) -> "Recipe":

@@ -32,4 +32,6 @@ def command(folder: str, as_json: bool) -> None:
             text = json.dumps(as_dict(report)) if as_json else as_text(report)
     except (ValueError, TargetError) as error:
         raise click.ClickException(str(error)) from None
+    except KeyError as error:
+        raise click.ClickException(f"the manifest lacks {error}; run `pipeline verify {folder}`") from None
     click.echo(text)

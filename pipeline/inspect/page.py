@@ -24,7 +24,11 @@ def render(report: Report, samples: Sequence[Sample]) -> str:
     """The page. `samples` are shown in that order."""
     body = report.manifest
     name = f"{body['recipe']} · {report.folder.name}"
-    tokenizer = Tokenizer.from_file(str(report.folder / "tokenizer.json"))
+    try:
+        tokenizer = Tokenizer.from_file(str(report.folder / "tokenizer.json"))
+    except Exception as error:  # the library raises bare Exception for a missing or damaged file
+        raise ValueError(f"{report.folder / 'tokenizer.json'} cannot be read: {error}; "
+                         f"run `pipeline verify {report.folder}`") from None
     image_id = int(body["specials"]["<|image|>"])
     shown = "".join(article(sample, tokenizer, image_id) for sample in samples)
     return ('<!doctype html><html lang="en"><head><meta charset="utf-8">'

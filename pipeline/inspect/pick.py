@@ -54,11 +54,11 @@ def find(folder: Path, keys: Sequence[str]) -> list[Place]:
 
 
 def read(folder: Path, places: Sequence[Place]) -> list[Sample]:
-    """The samples at those places. Raises ValueError (DamagedRow) where a shard is not as its table says."""
+    """The samples at those places. Raises ValueError (DamagedRow) where a file is missing or a shard is not as its table says."""
     samples = []
     readers = {split: ShardReader(folder, split) for split in table.FILES}
-    rows = {split: table.load(folder / name) for split, name in table.FILES.items() if (folder / name).exists()}
     try:
+        rows = {split: table.load(folder / table.FILES[split]) for split in {str(place["split"]) for place in places}}
         for place in places:
             split, shard, key = str(place["split"]), int(str(place["shard"])), place["key"]
             mine = rows[split][rows[split]["shard"] == shard]
@@ -66,6 +66,8 @@ def read(folder: Path, places: Sequence[Place]) -> list[Sample]:
             if row >= len(mine):
                 raise ValueError(f"{table.FILES[split]} has no row {row} of shard {shard}; run `pipeline verify {folder}`")
             samples += [sample for sample in readers[split].read(mine[row]) if sample.key == key]
+    except FileNotFoundError as error:
+        raise ValueError(f"{error.filename} is missing; run `pipeline verify {folder}`") from None
     finally:
         for reader in readers.values():
             reader.close()

@@ -58,6 +58,8 @@ def as_text(report: Report) -> str:
     for source in report.sources:
         for reason, count in source.counts["rejects"].items():
             reasons[reason] = reasons.get(reason, 0) + count
+    if files := sum(source.counts["bad_files"] for source in report.sources):
+        reasons["unreadable files"] = files
     text = [f"{report.folder}: recipe {body['recipe']}, mode {body['mode']}, plan {body['plan']['id']}", "", _table(lines), ""]
     for split in ("train", "val"):
         part = splits[split]

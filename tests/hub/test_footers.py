@@ -91,6 +91,11 @@ def test_bad_files_are_named_one_by_one(tmp_path: Path) -> None:
     assert all(ref.path in str(error) for ref, error in zip(refs, bad, strict=False))
 
 
+def test_a_file_that_cannot_be_read_is_an_error_of_the_disk(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError):  # permission denied, as anyone but root gets it, goes the same way
+        read_footers([FileRef(path="a.parquet", size=5, local=tmp_path)])
+
+
 def test_a_flipped_bit_of_a_footer_is_an_error_not_a_crash(tmp_path: Path) -> None:
     write_set(tmp_path / "good.parquet", rows=6, group=3, seed=0)
     data = (tmp_path / "good.parquet").read_bytes()

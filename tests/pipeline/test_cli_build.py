@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
-from pipeline.cli import cli
+from pipeline.build.local import explain
+from pipeline.cli import cli, main
 from tests.pipeline.made import make_raw, write_recipe
 
 
@@ -76,6 +78,26 @@ def test_verify_exits_1_and_names_the_damage(made: tuple[Path, Path, Path], tmp_
         assert call("verify", out, "--quick").exit_code == 1
     finally:
         path.write_bytes(data)
+    path.unlink()
+    for words in ([], ["--quick"]):
+        done = call("verify", out, "--workers", "1", *words)
+        assert done.exit_code == 1 and "train-000001.tar: missing" in done.stderr and json.loads(done.stdout)["problems"] == 1
+    path.write_bytes(data)
+    text = (out / "manifest.json").read_text()
+    body = json.loads(text)
+    body["sources"]["docs"]["tokens"] += 1
+    body["shards"][0]["images"] += 1
+    del body["sources"]["docs"]["targets"], body["sources"]["docs"]["cut"]
+    try:
+        (out / "manifest.json").write_text(json.dumps(body))
+        done = call("verify", out, "--quick")
+        assert done.exit_code == 1 and "manifest.json: its sources have" in done.stderr
+        assert "images in train-000000.tar where the manifest says" in done.stderr
+        for words in (["stats", out, "--json"], ["inspect", out, "--out", tmp_path / "page.html"]):
+            done = call(*words)
+            assert done.exit_code == 1 and "the manifest lacks '" in done.output, done.output
+    finally:
+        (out / "manifest.json").write_text(text)
     done = call("verify", tmp_path)
     assert done.exit_code == 1 and "has no manifest.json" in done.output
     assert call("verify", tmp_path / "absent").exit_code == 1
@@ -89,6 +111,37 @@ def test_a_build_of_nothing_is_an_error(made: tuple[Path, Path, Path], tmp_path:
     again = call("build-shards", "--recipe", recipe, "--raw", raw, "--out", tmp_path / "p", "--workers", "1", "--subset", "docs",
                  "--mode", "base", "--set", "recipe.seq_len=64", "--max-reject-share", "1")
     assert again.exit_code == 1 and "rows were left out" in again.output, again.output
+
+
+def test_files_that_cannot_be_read_are_told(made: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    recipe, raw = made[0], shutil.copytree(made[1], tmp_path / "raw")
+    for path in (raw / "HuggingFaceM4/FineVision/docs").iterdir():
+        path.write_bytes(path.read_bytes()[:2000])
+    done = call("build-shards", "--recipe", recipe, "--raw", raw, "--out", tmp_path / "o", "--workers", "1", "--subset", "docs")
+    assert done.exit_code == 1 and "3 files cannot be read" in done.output, done.output
+    assert call("stats", tmp_path / "o").output.splitlines()[-1] == "left out 3: 3 unreadable files"
+
+
+def test_places_that_cannot_be_used_are_told(made: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                             capsys: pytest.CaptureFixture[str]) -> None:
+    recipe, raw, out = made
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "odd" / "manifest.json").mkdir(parents=True)
+    for words, told in ((["build-shards", "--recipe", recipe, "--raw", raw, "--out", tmp_path / "file"], "Not a directory"),
+                        (["build-shards", "--recipe", recipe, "--raw", raw, "--out", tmp_path / ("n" * 300)], "name too long"),
+                        (["repack", out, "--seq-len", "512", "--out", tmp_path / "file"], "Not a directory"),
+                        (["inspect", out, "--samples", "1", "--out", tmp_path / "file" / "page.html"], "File exists"),
+                        (["stats", tmp_path / "odd"], "Is a directory"), (["verify", tmp_path / "odd"], "Is a directory")):
+        monkeypatch.setattr("sys.argv", ["pipeline", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        text = capsys.readouterr().err
+        assert ended.value.code == 1 and told in text and "run the same command again" in text, text
+
+
+def test_a_worker_tells_which_file_it_may_not_write() -> None:
+    assert explain(PermissionError(13, "Permission denied", "out/train-000001.tar")).startswith(
+        "Permission denied: out/train-000001.tar; ")
 
 
 def test_a_local_file_that_changed_is_converted_again_before_it_is_built(made: tuple[Path, Path, Path], tmp_path: Path) -> None:

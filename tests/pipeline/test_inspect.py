@@ -153,6 +153,15 @@ def test_an_unfinished_directory_is_a_plain_error(tmp_path: Path) -> None:
         assert "build-shards" in result.output
 
 
+@pytest.mark.parametrize("name", ["train-000000.tar", "rows.npy", "rows-val.npy", "tokenizer.json"])
+def test_a_missing_file_is_a_plain_error(built: Path, tmp_path: Path, name: str) -> None:
+    copy = shutil.copytree(built, tmp_path / "copy")
+    (copy / name).unlink()
+    result = CliRunner().invoke(cli, ["inspect", str(copy), "--samples", "60"])
+    assert result.exit_code == 1
+    assert name in result.output and "pipeline verify" in result.output, result.output
+
+
 def test_tokens_that_split_characters_are_shown_together() -> None:
     tokenizer = tiny_tokenizer()
     text = "é中🦒 plain words"
