@@ -12,6 +12,7 @@ from dataclasses import dataclass
 _TOKEN = re.compile(r"\[[^\[\]]{1,64}\]|Br|Cl|[BCNOPSFIbcnops*]|%\d\d|%\(\d{1,5}\)|\d|[-=#$:/\\~().]")
 _HYDROGEN = re.compile(r"\[\d*H[+-]?\d*(?::\d+)?\]")
 _DUMMY = re.compile(r"\*|\[\d*\*[^\]]*\]")
+_UNDRAWN_DUMMY = re.compile(r"\[\d*\*[^\]:]*[H+-]|\[\d+\*:")  # drawn as R or R1, and nothing else
 _UNDRAWN_STEREO = re.compile(r"@(?:SP|TB|OH|AL|TH)\d")
 ORGANIC = frozenset(("H", "B", "C", "N", "O", "F", "Si", "P", "S", "Cl", "Se", "Br", "I"))
 
@@ -117,6 +118,8 @@ def check_string(smiles: str, limits: Limits) -> Sketch:
         raise Unfit("too-many-rings", f"{seen.rings} ring closures, the limit is {limits.max_rings}")
     if "@" in smiles and _UNDRAWN_STEREO.search(smiles):
         raise Unfit("undrawable-stereo", "square-planar, octahedral or axial stereo has no wedge drawing")
+    if "*" in smiles and _UNDRAWN_DUMMY.search(smiles):
+        raise Unfit("undrawable-dummy", "a charge, hydrogens or a second number on an R group have no drawing")
     if "$" in smiles:
         raise Unfit("undrawable-bond", "a quadruple bond has no drawing of its own")
     return seen

@@ -27,13 +27,19 @@ def test_sketch(smiles: str, atoms: int, dummies: int, fragments: int, rings: in
     ("", "empty"), ("C" * 401, "too-long"), ("C" * 90, "too-many-atoms"), ("*", "too-few-atoms"), ("[H][H]", "too-few-atoms"),
     ("C.C.C.C.C", "too-many-fragments"), ("C1CC", "syntax"), ("C(C", "syntax"), ("CC)", "syntax"), ("hello", "syntax"),
     ("CCÖ", "syntax"), ("\x00\x01", "syntax"), ("C C", "syntax"), (PHENYLENES, "too-many-atoms"),
-    ("C$C", "undrawable-bond"), ("F[Pt@SP1](Cl)(Br)I", "undrawable-stereo"), ("C12C3C4C1C5C2C3C45" * 4, "too-many-rings"),
+    ("C$C", "undrawable-bond"), ("[*+]CC", "undrawable-dummy"), ("[*H]CC", "undrawable-dummy"), ("C[1*-]", "undrawable-dummy"),
+    ("[1*:2]C", "undrawable-dummy"), ("F[Pt@SP1](Cl)(Br)I", "undrawable-stereo"), ("C12C3C4C1C5C2C3C45" * 4, "too-many-rings"),
 ])
 def test_limits_name_their_reason(smiles: str, reason: str) -> None:
     with pytest.raises(Unfit) as unfit:
         check_string(smiles, Limits())
     assert unfit.value.reason == reason
     assert unfit.value.detail
+
+
+@pytest.mark.parametrize("smiles", ["*C[NH3+]", "[1*]C[O-]", "[*:1]C[C@H](C)[2*]", "[*]-C"])
+def test_dummies_of_one_number_or_none_may_be_drawn(smiles: str) -> None:
+    assert check_string(smiles, Limits()).dummies
 
 
 @pytest.mark.parametrize("name", ["aspirin", "CHEMBL25", "ZINC000001", "2244", "InChI=1S/CH4/h1H4", "benzene", "", "C1", "-"])
