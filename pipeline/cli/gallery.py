@@ -39,6 +39,7 @@ def command(set_: str, raw: Path, rows: int, columns: int, cell: int, seed: int,
     png = (out or Path(f"gallery-{folder.resolve().name}.png")).with_suffix(".png")
     try:
         shown = read_rows(choose_rows(find_files(folder), rows, seed))
+        png.parent.mkdir(parents=True, exist_ok=True)
         write_gallery(shown, png, png.with_suffix(".html"), title=f"{folder.name}: {len(shown)} random rows",
                       columns=columns, cell=cell)
     except (ValueError, OSError) as error:

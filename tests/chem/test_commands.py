@@ -138,7 +138,7 @@ def test_gallery_writes_sheet_and_page(sample_set: Path, tmp_path: Path) -> None
 
 def test_gallery_finds_a_set_by_name_and_names_the_places_otherwise(sample_set: Path, tmp_path: Path) -> None:
     raw = str(sample_set.parents[1])
-    assert summary(call("gallery", "chem", "--raw", raw, "--rows", "3", "--out", str(tmp_path / "g.png")))["rows"] == 3
+    assert summary(call("gallery", "chem", "--raw", raw, "--rows", "3", "--out", str(tmp_path / "new" / "g.png")))["rows"] == 3
     result = call("gallery", "chemm", "--raw", raw)
     assert result.exit_code == 1
     assert "render-chem" in result.stderr
