@@ -103,7 +103,7 @@ def panel(title: str, curves: Sequence[Curve], *, log: bool = False) -> Image.Im
         draw.line((at, HEIGHT - 44, at, HEIGHT - 40), fill="#444444")
         draw.text((at, HEIGHT - 36), f"{x:g}", fill="#444444", font=font, anchor="ma")
     draw.text((WIDTH - 20, HEIGHT - 18), "step", fill="#444444", font=font, anchor="ra")
-    across = MARGIN
+    across, down = MARGIN, 40
     for index, curve in enumerate(curves):
         colour, points = COLOURS[index % len(COLOURS)], [place(x, y) for x, y in curve.points]
         if len(points) > 1:
@@ -111,9 +111,12 @@ def panel(title: str, curves: Sequence[Curve], *, log: bool = False) -> Image.Im
         if curve.dots or len(points) == 1:
             for x, y in points:
                 draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colour)
-        draw.line((across, 48, across + 14, 48), fill=colour, width=3)
-        draw.text((across + 19, 48), curve.name, fill="#222222", font=font, anchor="lm")
-        across += 34 + int(font.getlength(curve.name))
+        length = int(font.getlength(curve.name))
+        if across > MARGIN and across + 19 + length > WIDTH:
+            across, down = MARGIN, down + 15
+        draw.line((across, down, across + 14, down), fill=colour, width=3)
+        draw.text((across + 19, down), curve.name, fill="#222222", font=font, anchor="lm")
+        across += 34 + length
     return image
 
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
 from trainer import plot
 
@@ -42,6 +42,12 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(plot, "draw_runs", lambda runs: drawn.append(list(runs)) or draw_runs(runs))
     assert plot.main(folders) == 0
     assert drawn == [folders]
+
+
+def test_every_curve_of_two_runs_is_in_the_legend() -> None:
+    curves = [plot.Curve(name=f"images exchanged {index}", points=[(0, 0), (1, 1)]) for index in range(len(plot.COLOURS))]
+    legend = plot.panel("loss", curves).crop((0, 30, plot.WIDTH, 64)).getcolors(1 << 16) or ()
+    assert {ImageColor.getrgb(colour) for colour in plot.COLOURS} <= {colour for _, colour in legend}
 
 
 def test_flat_and_infinite_values_are_drawn(tmp_path: Path) -> None:
