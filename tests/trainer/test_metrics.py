@@ -126,6 +126,14 @@ def test_teds() -> None:
     assert teds("<table>" + "<tr><td>1" * 5000, HTML) == 0.0
 
 
+def test_teds_of_what_no_parser_reads() -> None:
+    """Python's refuses some declarations by an AssertionError: a model may write them, after hours of answers."""
+    table = "<table><tr><td>1</td></tr></table>"
+    for text in ("<![x[", "<![ <", "<!["):
+        assert teds(f"<table><tr><td>1{text}</table>", table) == 1.0
+        assert teds(table, f"<table><tr><td>1{text}</table>") == 1.0
+
+
 def test_teds_takes_bounded_time() -> None:
     largest = "<table>" + ("<tr>" + "<td>1</td>" * 9 + "</tr>") * (MAX_NODES // 10 - 1) + "</table>"
     start = time.monotonic()
