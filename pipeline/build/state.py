@@ -32,6 +32,9 @@ from shards import manifest
 from shards.writer import write_file
 
 
+WORK_FOLDERS = ("done", "scratch", "stage")
+
+
 class BuildStateError(ValueError):
     """The output or work folder does not fit this plan; the message says what to do."""
 
@@ -129,6 +132,10 @@ def open_build(plan: Plan, out: Path | str, *, fresh: bool = False, work: Path |
                                   + ". Go back to it, choose another --out, or start over with --fresh")
     if not recorded and not (fresh and ours) and (strangers := _strangers(state)):
         raise BuildStateError(f"{out} is not empty and holds no build of ours (it has {strangers[0]!r}); choose another --out")
+    if not (state.work / "plan.json").exists():
+        for name in WORK_FOLDERS:  # they are deleted whole at the end
+            if (state.work / name).exists() and any((state.work / name).iterdir()):
+                raise BuildStateError(f"{state.work / name} holds something else; choose another --work")
     for folder in (state.out, state.work / "done", state.work / "scratch"):
         folder.mkdir(parents=True, exist_ok=True)
     if not (state.work / "plan.json").exists():
@@ -174,7 +181,7 @@ def clear_work(work: Path) -> None:
     """Delete what a build keeps in its work folder, which with --work may hold other things too."""
     if not (work / "plan.json").exists():
         return
-    for name in ("done", "scratch", "stage"):
+    for name in WORK_FOLDERS:
         shutil.rmtree(work / name, ignore_errors=True)
     for pattern in ("quarantine.json", "log.jsonl", "*.lock", "probe-*", "plan.parquet", "plan.json"):
         for path in work.glob(pattern):

@@ -282,6 +282,16 @@ def test_a_folder_of_something_else_is_left_alone(made: tuple[Path, Path], tmp_p
     assert (tmp_path / "out" / "thesis.tex").read_text() == "years of work"
 
 
+@pytest.mark.parametrize("name", ["done", "scratch", "stage"])
+def test_a_work_folder_of_something_else_is_left_alone(made: tuple[Path, Path], tmp_path: Path, name: str) -> None:
+    (tmp_path / "disk" / name).mkdir(parents=True)
+    (tmp_path / "disk" / name / "thesis.tex").write_text("years of work")
+    for fresh in (False, True):
+        with pytest.raises(BuildStateError, match=f"{name} holds something else; choose another --work"):
+            open_build(plan_of(*made), tmp_path / "out", work=tmp_path / "disk", fresh=fresh)
+    assert (tmp_path / "disk" / name / "thesis.tex").exists() and not (tmp_path / "out").exists()
+
+
 def test_lost_shards_of_a_finished_task_are_built_again(made: tuple[Path, Path], whole: Path, tmp_path: Path) -> None:
     """Someone emptied the output but not the work folder beside it."""
     recipe, raw = made
