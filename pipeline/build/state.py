@@ -31,7 +31,6 @@ from pipeline.plan import Plan
 from shards import manifest
 from shards.writer import write_file
 
-
 WORK_FOLDERS = ("done", "scratch", "stage")
 
 

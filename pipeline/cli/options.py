@@ -89,6 +89,8 @@ def as_json() -> Decorator:
 @contextlib.contextmanager
 def clear_errors() -> Iterator[None]:
     """Turn the library's errors about a user's input and data into one plain line: exit 2 for usage, 1 for data."""
+    from concurrent.futures.process import BrokenProcessPool
+
     from pipeline.build.local import TaskFailed
     from pipeline.build.run import TooManyRejects
     from pipeline.build.state import BuildStateError
@@ -104,6 +106,9 @@ def clear_errors() -> Iterator[None]:
         raise click.UsageError(str(error)) from None
     except (MissingSetsError, HubError, TaskFailed, TooManyRejects, TargetError, HashPassError) as error:
         raise click.ClickException(str(error)) from None
+    except BrokenProcessPool:
+        raise click.ClickException("a worker process was killed, perhaps for want of memory; run the same command again, with "
+                                   "fewer --workers") from None
     except OSError as error:
         if error.errno not in FILE_ERRORS:
             raise

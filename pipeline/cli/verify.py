@@ -30,9 +30,10 @@ def command(folder: str, quick: bool, workers: int) -> None:
     count = 0
     try:
         body = (Target(url=folder).manifest() if is_remote(folder) else load(Path(folder))) or {}
-        for problem in verify(folder, quick=quick, workers=workers or os.cpu_count() or 1):
-            click.echo(str(problem), err=True)
-            count += 1
+        with options.clear_errors():
+            for problem in verify(folder, quick=quick, workers=workers or os.cpu_count() or 1):
+                click.echo(str(problem), err=True)
+                count += 1
     except TargetError as error:
         raise click.ClickException(str(error)) from None
     except (ValueError, KeyError) as error:

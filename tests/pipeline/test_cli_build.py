@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,17 @@ def test_places_that_cannot_be_used_are_told(made: tuple[Path, Path, Path], tmp_
             main()
         text = capsys.readouterr().err
         assert ended.value.code == 1 and told in text and "run the same command again" in text, text
+
+
+def test_a_worker_that_is_killed_is_told(made: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: object) -> None:
+        raise BrokenProcessPool
+
+    monkeypatch.setattr("pipeline.verify._verify", killed)
+    monkeypatch.setattr("pipeline.repack._run", killed)
+    for words in (["verify", made[2]], ["repack", made[2], "--seq-len", "512", "--out", tmp_path / "out"]):
+        done = call(*words)
+        assert done.exit_code == 1 and "fewer --workers" in done.output, done.output
 
 
 def test_a_worker_tells_which_file_it_may_not_write() -> None:
