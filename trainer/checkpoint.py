@@ -128,8 +128,7 @@ def load_tensors(folder: Path, model: VLM, optimizer: torch.optim.Optimizer, nam
     for key, value in tensors.items():
         field, _, name = key.partition(":")
         parameter = by_name[name]
-        on_host = field == "step" and not optimizer.defaults.get("fused")
-        optimizer.state[parameter][field] = value if on_host else value.to(parameter.device)
+        optimizer.state[parameter][field] = value.to(parameter.device)  # a fused optimizer has its step there too
 
 
 def prune(out: Path, keep: int) -> None:
