@@ -15,7 +15,7 @@ from pipeline.chem.edits import abbreviate, edit, label_dummies
 from pipeline.chem.effects import apply_effects
 from pipeline.chem.faithful import cross_unknown, misdrawn
 from pipeline.chem.job import Job
-from pipeline.chem.layout import fit_canvas, lay_out
+from pipeline.chem.layout import CROWDED, fit_canvas, lay_out, least_gap
 from pipeline.chem.molecules import parse
 from pipeline.chem.png import encode_frame, encode_jpeg, encode_png
 from pipeline.chem.strings import Unfit
@@ -81,9 +81,10 @@ def _shown(molecule: Any, smiles: str, style: Style) -> tuple[Any, str]:
     if style.flag("chemistry.abbreviate"):
         condensed = abbreviate(molecule)
         if condensed is not molecule:
-            if style.name("chemistry.abbreviation_target") == "keep":
-                smiles = Chem.MolToCXSmiles(condensed)
-            molecule = condensed
+            if style.name("chemistry.abbreviation_target") == "expand":
+                molecule = condensed
+            elif _stereo(Chem.MolFromSmiles(text := Chem.MolToCXSmiles(condensed))) == _stereo(condensed):
+                molecule, smiles = condensed, text
     hydrogens = style.name("label.hydrogens")
     if hydrogens == "all" and molecule.GetNumAtoms() <= 14 and "=N" not in smiles and "N=" not in smiles:
         molecule = Chem.AddHs(molecule)
@@ -102,13 +103,26 @@ def _shown(molecule: Any, smiles: str, style: Style) -> tuple[Any, str]:
     return molecule, smiles
 
 
+def _stereo(molecule: Any) -> tuple[int, int]:
+    """How many atoms and double bonds have a configuration. In SMILES two labels at one of them are the same, and it is lost."""
+    return (sum(atom.GetChiralTag() != Chem.ChiralType.CHI_UNSPECIFIED for atom in molecule.GetAtoms()),
+            sum(bond.GetStereo() > Chem.BondStereo.STEREOANY for bond in molecule.GetBonds()))
+
+
 def _prepared(molecule: Any, smiles: str, style: Style, rng: random.Random) -> Any:
-    """Laid out and with its wedges, by the other layout engine where the style's cannot show the stereo."""
-    wrong = ""
+    """Laid out and with its wedges; by the other layout engine where the style's cannot show the stereo, or draws atoms on one
+    spot and the other one does not."""
+    best, widest, wrong = None, -1.0, ""
     for engine in dict.fromkeys((style.name("layout.engine"), "coordgen", "rdkit")):
-        lay_out(molecule, style, engine, rng)
+        gap = least_gap(lay_out(molecule, style, engine, rng))
         prepared = prepare(molecule, style)
-        wrong = misdrawn(prepared, smiles)
-        if not wrong:
+        if told := misdrawn(prepared, smiles):
+            wrong = told
+            continue
+        if gap >= CROWDED:
             return prepared
-    raise Unfit("stereo-not-drawn", wrong)
+        if gap > widest:
+            best, widest = prepared, gap
+    if best is None:
+        raise Unfit("stereo-not-drawn", wrong)
+    return best

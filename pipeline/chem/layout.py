@@ -15,6 +15,7 @@ from pipeline.chem.strings import Unfit
 from pipeline.chem.styles import Style
 
 UNIT_BOND = 1.5  # RDKit's depictions have bonds of 1.5 units
+CROWDED = 0.15  # bonds: two atoms closer than this look like one (.9 % of 5,000 real molecules in RDKit's layout, .06 % then)
 _LABEL_ROOM = (5.0, 2.5)  # units that the longest labels may add across and upright, both sides together
 _LABEL_MARGIN = 0.9  # units that labels at the rim may add, both sides together
 _LEGEND_HEIGHT, _LEGEND_WIDTH = 64, 560  # pixels of a picture of 1024: room for a line of 34-pixel letters
@@ -40,8 +41,8 @@ class Canvas:
     longest_bond: float
 
 
-def lay_out(molecule: Any, style: Style, engine: str, rng: random.Random) -> None:
-    """Gives the molecule a new conformer, in place, by `engine` (rdkit or coordgen).
+def lay_out(molecule: Any, style: Style, engine: str, rng: random.Random) -> Any:
+    """Gives the molecule a new conformer, in place, by `engine` (rdkit or coordgen); returns its positions, float64 [atoms, 3].
 
     Raises Unfit("layout") when a coordinate is not finite.
     """
@@ -65,6 +66,17 @@ def lay_out(molecule: Any, style: Style, engine: str, rng: random.Random) -> Non
         conformer.SetPositions(positions)
     if not np.isfinite(positions).all():
         raise Unfit("layout", "the layout gave coordinates that are not finite")
+    return positions
+
+
+def least_gap(positions: Any) -> float:
+    """The distance of the two atoms that lie closest to each other, in bonds; infinite for a single atom."""
+    if len(positions) < 2:
+        return math.inf
+    across, upright = positions[:, 0], positions[:, 1]
+    squares = np.subtract.outer(across, across) ** 2 + np.subtract.outer(upright, upright) ** 2
+    squares.flat[:: len(positions) + 1] = math.inf
+    return math.sqrt(squares.min()) / UNIT_BOND
 
 
 def fit_canvas(molecule: Any, style: Style, size: int, *, legend: bool) -> Canvas:

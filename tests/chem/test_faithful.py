@@ -16,7 +16,7 @@ from pipeline.chem.draw import _open_drawer
 from pipeline.chem.edits import abbreviate, edit
 from pipeline.chem.faithful import misdrawn
 from pipeline.chem.job import Job
-from pipeline.chem.layout import fit_canvas
+from pipeline.chem.layout import CROWDED, fit_canvas, lay_out, least_gap
 from pipeline.chem.molecules import canonicalise, parse
 from pipeline.chem.strings import Limits, Unfit
 from pipeline.chem.styles import PLAIN, PRESETS, Style, load_style, parse_style, sample_style
@@ -210,3 +210,22 @@ def test_a_row_does_not_depend_on_the_rows_before_it() -> None:
     job, source, molecules = Job(style=load_style("diverse"), size=128), open_pixel_source(), sample(40, 9)
     forth = [depict(smiles, 0, job, source) for smiles in molecules]
     assert [depict(smiles, 0, job, source) for smiles in reversed(molecules)] == forth[::-1]
+
+
+def test_atoms_on_one_spot_are_laid_out_by_the_other_engine() -> None:
+    """RDKit lays two atoms of this opioid on each other; the drawing then has a bond that is not there."""
+    smiles, style = "COc1ccc2c(c1O)[C@]13CCN(C)[C@H](C2)[C@]1(OC)CCC(=O)C3", sample_style(load_style("plain"), random.Random(0))
+    molecule = Chem.MolFromSmiles(smiles)
+    assert least_gap(lay_out(molecule, style, "rdkit", random.Random(0))) < CROWDED
+    positions = _prepared(molecule, smiles, style, random.Random(0)).GetConformer().GetPositions()
+    assert least_gap(positions) > 2 * CROWDED
+
+
+@pytest.mark.parametrize("smiles", ["CC(C)C[C@H](C(=O)OC)c1ccccc1", "C[C@](C(=O)OC)(C(F)(F)F)C(=O)OCC", "O=C(OC)[C@H](F)C(=O)OCC"])
+def test_labels_that_are_kept_keep_the_stereo(smiles: str) -> None:
+    style = parse_style("[chemistry]\nabbreviate = 1\nabbreviation_target = 'keep'", "keep")
+    job = Job(style=style)
+    canonical = canonicalise(smiles, job.limits)[0]
+    drawing = depict(canonical, 0, job, open_pixel_source())
+    centres = [atom for atom in Chem.MolFromSmiles(drawing.answer).GetAtoms() if atom.GetChiralTag() != Chem.CHI_UNSPECIFIED]
+    assert len(centres) == 1, drawing.answer
