@@ -188,6 +188,8 @@ def command(
         "worker_restarts": report.restarts, "pixel_route": report.route or None,
         "peak_worker_mb": report.peak_worker_mb or None,
     }))
+    if report.complete and not report.rows and parts == 1:
+        raise click.ClickException(f"{folder}: every molecule was rejected; rejects.jsonl there has the reasons")
 
 
 def _parse_slice(text: str) -> tuple[int, int]:

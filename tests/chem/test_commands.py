@@ -105,6 +105,14 @@ def test_all_lines_rejected_is_a_failure(tmp_path: Path) -> None:
     assert "rejected" in result.stderr
 
 
+def test_all_molecules_rejected_when_drawn_is_a_failure(tmp_path: Path) -> None:
+    path, out = write_smiles(tmp_path / "a.smi", ["[1*]CCO"]), tmp_path / "chem"
+    result = call("render-chem", "--smiles", str(path), "--target", "selfies", "--workers", "1", "--out", str(out))
+    assert result.exit_code == 1
+    assert "every molecule was rejected" in result.stderr
+    assert "SELFIES cannot say" in (out / "rejects.jsonl").read_text("utf-8")
+
+
 @pytest.mark.parametrize("name", ["render-chem", "gallery"])
 def test_help_has_examples_and_defaults(name: str) -> None:
     text = call(name, "--help").output
