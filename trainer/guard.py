@@ -5,11 +5,13 @@ import fcntl
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
 PR_SET_PDEATHSIG = 1
+ECHO_SECONDS = 2.0
 
 
 def die_with_parent(parent: int) -> None:
@@ -58,12 +60,14 @@ class RunLock:
 class Signals:
     """Notes SIGTERM, SIGINT (stop) and SIGUSR1 (save) while it is open; the training loop asks at every micro-batch.
 
-    A second Ctrl-C takes its usual course, for a loop that does not come round.
+    A second Ctrl-C takes its usual course, for a loop that does not come round: one that comes ECHO_SECONDS later, since a
+    terminal and torchrun each pass on the first.
     """
 
     def __init__(self) -> None:
         self.stop: int = 0  # number of the signal that asked to stop
         self.save = False
+        self._interrupted: float | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -79,6 +83,9 @@ class Signals:
         if number == signal.SIGUSR1:
             self.save = True
             return
-        self.stop = number
         if number == signal.SIGINT:
-            signal.signal(number, signal.default_int_handler)
+            now = time.monotonic()
+            if self._interrupted is not None and now - self._interrupted > ECHO_SECONDS:
+                raise KeyboardInterrupt
+            self._interrupted = self._interrupted or now
+        self.stop = number

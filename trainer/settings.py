@@ -96,7 +96,7 @@ def nonnegative(text: str) -> float:
 
 
 def _count(text: str, least: int = 0) -> int:
-    if not text.lstrip("-").isdigit() or int(text) < least:
+    if not text.removeprefix("-").isdecimal() or int(text) < least:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
     return int(text)
 

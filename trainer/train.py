@@ -336,15 +336,19 @@ class Run:
             raise Stop(f"{why}: saved at step {self.progress.step}; --resume goes on", 128 + number if number else 0)
 
     def not_finite(self, losses: Sequence[float], norm: float) -> Stop:
-        """The error for a loss or gradient that is not a number; names the rows of the micro-batches it came from."""
+        """The error for a loss or gradient that is not a number; names the rows of the micro-batches it came from. What was
+        learned before is saved."""
         step, split = self.progress.step, self.data.split
         bad = [index for index, loss in enumerate(losses) if not math.isfinite(loss)] or list(range(len(losses)))
         rows = [self.data.directories[directory].describe("train", row) for index in bad for directory, row in
                 self.data.order.micro_batches(step, index // split.accumulation, split)[index % split.accumulation]]
         self.log.write({"step": step + 1, "event": "not finite", "grad_norm": str(norm), "rows": rows})
+        if step:
+            self.save()
+        on = f"Step {step} is saved: --resume with a lower --lr goes on from it, or start" if step else "Start"
         return Stop(f"step {step + 1}: loss or gradient is not a finite number (gradient norm {norm}). Its rows:\n  "
-                    + "\n  ".join(rows) + "\nThe weights are those of the step before. A lower --lr or more --warmup-steps may "
-                    "help; if the rows are at fault, `pipeline inspect` shows them", 1)
+                    + "\n  ".join(rows) + f"\n{on} again with a lower --lr or more --warmup-steps; "
+                    "if the rows are at fault, `pipeline inspect` shows them", 1)
 
     def check_rows(self) -> list[Task]:
         """A few rows with images for a quick look."""
@@ -380,7 +384,7 @@ class Run:
             self.log.write({"step": progress.step, "event": "collapse"})
             raise Stop(f"step {progress.step}: the model has stopped looking at the pictures, and none was seen to recover from "
                        f"this: {again}. (--on-collapse warn goes on regardless)", 1)
-        improved = kind == "evaluation" and (progress.best is None or seen.loss < progress.best)
+        improved = kind == "evaluation" and (seen.loss < progress.best if progress.best is not None else math.isfinite(seen.loss))
         if improved:
             progress.best = seen.loss
         return improved

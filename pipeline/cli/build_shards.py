@@ -13,7 +13,7 @@ from pipeline.cli import options
 def parse_slice(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, int]:
     """`i/n` with 0 <= i < n."""
     i, _, n = value.partition("/")
-    if not (i.isdigit() and n.isdigit() and 0 <= int(i) < int(n)):
+    if not (i.isdecimal() and n.isdecimal() and 0 <= int(i) < int(n)):
         raise click.BadParameter(f"{value!r} is not i/n with 0 <= i < n, as in --slice 3/16")
     return int(i), int(n)
 
@@ -49,9 +49,9 @@ def show_sbatch(ctx: click.Context, param: click.Parameter, value: bool) -> None
               help="Run only tasks I, I+N, I+2N ... (a Slurm array, see --sbatch); the last slice completes the directory.")
 @click.option("--sbatch", is_flag=True, is_eager=True, expose_value=False, callback=show_sbatch,
               help="Print an sbatch script that runs --slice as an array, and exit.")
-@click.option("--max-reject-share", type=click.FloatRange(0, 1), default=0.05, show_default=True,
+@click.option("--max-reject-share", type=options.Number(0, 1), default=0.05, show_default=True,
               help="End the build if a source loses more than this share of its rows (from 100 on).")
-@click.option("--stop-after", type=click.FloatRange(0, min_open=True), metavar="HOURS", help="Stop between tasks after this time.")
+@click.option("--stop-after", type=options.Number(0, min_open=True), metavar="HOURS", help="Stop between tasks after this time.")
 @click.option("--allow-missing", is_flag=True, help="Go on without sources whose files are not there.")
 @click.option("--fresh", is_flag=True, help="Delete what an earlier build left in --out and start over.")
 def command(recipe: str, raw: Path, out: str | None, work: Path | None, workers: int, seed: int | None, tokenizer: str | None,

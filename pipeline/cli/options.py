@@ -1,6 +1,7 @@
 """The options that several commands share, so that a name means the same everywhere."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,17 @@ if TYPE_CHECKING:
     from pipeline.tokens import Tokenizer
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+class Number(click.FloatRange):
+    """A number in a range. NaN, which click lets pass, since it is never outside, is none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The option's value."""
+        number: float = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number", param, ctx)
+        return number
 
 
 def recipe(required: bool = True) -> Decorator:
@@ -59,7 +71,7 @@ def subsets() -> Decorator:
 
 def fraction() -> Decorator:
     """--fraction F: scales every quota."""
-    return click.option("--fraction", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True,
+    return click.option("--fraction", type=Number(0, 1, min_open=True), default=1.0, show_default=True,
                         help="Scale every quota by this.")
 
 

@@ -111,7 +111,7 @@ Examples:
 @click.option("--rows-per-file", type=click.IntRange(1), default=PER_FILE, show_default=True, help="Rows of one file.")
 @click.option("--slice", "slice_", default="0/1", show_default=True, metavar="I/N",
               help="This machine's share of an array of N (I from 0); the union is the set of a single run.")
-@click.option("--deadline", type=click.FloatRange(0.1), default=20.0, show_default=True,
+@click.option("--deadline", type=options.Number(0.1), default=20.0, show_default=True,
               help="Processor seconds a molecule may take before it is quarantined.")
 @click.option("--memory-limit", type=click.IntRange(0), default=3072, show_default=True, metavar="MB",
               help="Address space of a worker; 0: no limit.")

@@ -25,7 +25,7 @@ from pipeline.cli import options
               help="Ids in all: 256 bytes, special tokens, atoms and merges.")
 @click.option("--atoms", multiple=True, type=click.Choice(["otsl", "doctags"]),
               help="Make the tags of this markup single tokens (repeatable).")
-@click.option("--max-mb", type=click.FloatRange(0, min_open=True), default=100.0, show_default=True,
+@click.option("--max-mb", type=options.Number(0, min_open=True), default=100.0, show_default=True,
               help="Text of the recipe to train on, taken from each source by its share.")
 @options.out("tokenizer.json", text="Where to write the tokenizer.")
 def command(files: tuple[Path, ...], recipe: str | None, raw: Path, subsets: tuple[str, ...], fraction: float, seed: int | None,

@@ -46,7 +46,7 @@ def test_a_second_run_has_nothing_to_do(made: tuple[Path, Path, Path]) -> None:
 @pytest.mark.parametrize(("words", "code", "message"), [
     (["--set", "docs.qota=3"], 2, "did you mean 'quota'"), (["--set", "dcs.quota=3"], 2, "did you mean 'docs'"),
     (["--subset", "doc"], 2, "did you mean 'docs'"), (["--mode", "bse"], 2, "did you mean 'base'"),
-    (["--fraction", "2"], 2, "fraction"),
+    (["--fraction", "2"], 2, "fraction"), (["--stop-after", "nan"], 2, "'nan' is not a number"), (["--slice", "²/3"], 2, "16"),
     (["--fraction", "0.5"], 2, "recipe.fraction: 1.0 -> 0.5"), (["--slice", "3/3"], 2, "--slice 3/16"),
     (["--slice", "x"], 2, "i/n"),
     (["--tokenizer", "/absent.json"], 1, "no such file"), (["--recipe", "stage9"], 2, "or 'stage1'"),

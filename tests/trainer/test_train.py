@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from tests.trainer.synthetic import TRAIN, make_directory, make_rows, write_directory
 from trainer import monitor, runlog, train
+from trainer.guard import Signals
 from trainer.model.vlm import load_pretrained
 from trainer.settings import DEFAULTS, parser, rate_at, resolve
 
@@ -201,14 +202,25 @@ def test_init_prints_what_it_took(shards: Path, tmp_path: Path, capsys: pytest.C
 def test_a_loss_that_is_no_number_stops_and_names_the_rows(shards: Path, tmp_path: Path,
                                                            capsys: pytest.CaptureFixture[str]) -> None:
     code = start(shards, tmp_path / "run", "--max-steps", "9", "--lr", "1e30", "--warmup-steps", "0", "--clip", "0",
-                 "--save-every", "1")
+                 "--save-every", "0")
     assert code == 1
     said = capsys.readouterr().err
     event = events(tmp_path / "run", "rows")[0]
     assert "not a finite number" in said
     assert len(event["rows"]) == 4
     assert all(re.search(r"train-\d{6}\.tar at offset \d+", row) and row in said for row in event["rows"])
-    assert max(train.checkpoint.folders(tmp_path / "run")) == event["step"] - 1
+    assert max(train.checkpoint.folders(tmp_path / "run")) == event["step"] - 1  # saved then, since no other time was asked for
+
+
+def test_one_ctrl_c_that_comes_twice_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal sends it to the whole group, and torchrun passes its own on; a real second one breaks off."""
+    with Signals() as signals:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        assert signals.stop == signal.SIGINT
+        monkeypatch.setattr("trainer.guard.ECHO_SECONDS", -1.0)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_stop_after_saves_and_ends_well(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
