@@ -58,8 +58,7 @@ def draw(molecule: Any, style: Style, canvas: Canvas, size: int, source: PixelSo
     bottom, right = canvas.top + canvas.drawn_height, canvas.left + canvas.drawn_width
     inside = slice(canvas.top, bottom), slice(canvas.left, right)
     gray = is_gray(style)
-    above, below = canvas.top, canvas.height - bottom
-    frame = open_frame(canvas.width, canvas.height, channels=1 if gray else 3, above=above, below=below)
+    frame = open_frame(canvas.width, canvas.height, channels=1 if gray else 3)
     _fill_around(frame, canvas, drawn[0, 0, :1] if gray else drawn[0, 0, 2::-1])
     if gray:
         # one 32-bit read cut to its low byte (blue, equal to the others) is three times as fast as a strided copy
@@ -178,12 +177,15 @@ def _colours(options: Any, palette: str, background: str) -> None:
 
 def _fill_around(frame: Frame, canvas: Canvas, background: Pixels) -> None:
     """Background where RDKit's part of the picture is not; whole lines of bytes, since single pixels cost ten times that."""
-    channels, body = background.size, frame.rows[:, 1:]
-    line = np.tile(background, canvas.width)
-    bottom, left = canvas.top + canvas.drawn_height, canvas.left * channels
+    channels, bottom, left = background.size, canvas.top + canvas.drawn_height, canvas.left * background.size
     right = left + canvas.drawn_width * channels
-    body[: canvas.top], body[bottom:] = line, line
-    body[canvas.top : bottom, :left], body[canvas.top : bottom, right:] = line[:left], line[right:]
+    if channels == 1:  # one byte everywhere, the filter's too: half the time
+        frame.rows[: canvas.top] = frame.rows[bottom:] = background
+    body, line = frame.rows[:, 1:], np.tile(background, canvas.width)
+    if channels > 1:
+        body[: canvas.top], body[bottom:] = line, line
+    if right - left < line.size:
+        body[canvas.top : bottom, :left], body[canvas.top : bottom, right:] = line[:left], line[right:]
 
 
 def _is_blank(pixels: Pixels) -> bool:

@@ -42,10 +42,7 @@ class Canvas:
 
 
 def lay_out(molecule: Any, style: Style, engine: str, rng: random.Random) -> Any:
-    """Gives the molecule a new conformer, in place, by `engine` (rdkit or coordgen); returns its positions, float64 [atoms, 3].
-
-    Raises Unfit("layout") when a coordinate is not finite.
-    """
+    """Gives the molecule a new conformer, in place, by `engine` (rdkit or coordgen); returns its positions, float64 [atoms, 3]."""
     molecule.RemoveAllConformers()
     if engine == "coordgen":
         rdCoordGen.AddCoords(molecule)
@@ -64,19 +61,21 @@ def lay_out(molecule: Any, style: Style, engine: str, rng: random.Random) -> Any
             x, y = x + moves[0::2], y + moves[1::2]
         positions = np.column_stack((cos * x - sin * y, sin * x + cos * y, np.zeros(len(positions))))
         conformer.SetPositions(positions)
-    if not np.isfinite(positions).all():
-        raise Unfit("layout", "the layout gave coordinates that are not finite")
     return positions
 
 
 def least_gap(positions: Any) -> float:
-    """The distance of the two atoms that lie closest to each other, in bonds; infinite for a single atom."""
-    if len(positions) < 2:
-        return math.inf
+    """The distance of the two atoms that lie closest to each other, in bonds; some large number for a single atom.
+
+    Raises Unfit("layout") when a coordinate is not finite.
+    """
     across, upright = positions[:, 0], positions[:, 1]
     squares = np.subtract.outer(across, across) ** 2 + np.subtract.outer(upright, upright) ** 2
-    squares.flat[:: len(positions) + 1] = math.inf
-    return math.sqrt(squares.min()) / UNIT_BOND
+    squares.flat[:: len(positions) + 1] += 1e6  # an atom and itself
+    least = float(squares.min())
+    if not math.isfinite(least):
+        raise Unfit("layout", "the layout gave coordinates that are not finite")
+    return math.sqrt(least) / UNIT_BOND
 
 
 def fit_canvas(molecule: Any, style: Style, size: int, *, legend: bool) -> Canvas:
