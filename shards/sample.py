@@ -16,6 +16,7 @@ from shards import tar
 IMAGE_SUFFIXES = ("jpg", "png")
 KEY = re.compile(r"(train|val)-\d{6,}-\d{6,}")
 _ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+_DECODER = json.JSONDecoder()
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _NPY_START = 128  # a vector's header of format 1.0, whatever its length: 59 characters or a few more, filled up
 
@@ -111,8 +112,9 @@ def decode(key: str, fields: Sequence[tuple[str, bytes | memoryview]]) -> Sample
     names = [suffix for suffix, _ in fields]
     if names[:3] != ["json", "ids.npy", "mask.npy"]:
         raise ValueError(f"{key}: members {names} do not start with json, ids.npy, mask.npy")
-    meta = json.loads(str(fields[0][1], "utf-8"))
-    if not isinstance(meta, dict) or not isinstance(meta.get("images"), list):
+    text = str(fields[0][1], "utf-8")
+    meta, end = _DECODER.raw_decode(text)
+    if end != len(text) or not isinstance(meta, dict) or not isinstance(meta.get("images"), list):
         raise ValueError(f"{key}: json holds no list of images")
     expected = []
     for index, image in enumerate(meta["images"]):

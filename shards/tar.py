@@ -110,15 +110,14 @@ def members(buffer: bytes | memoryview, *, base: int = 0, whole: bool = False) -
 
 
 def _parse(block: bytes, offset: int) -> tuple[str, int]:
-    raw, digits = block[:100].rstrip(b"\0"), block[124:135]
+    raw = block[:100].rstrip(b"\0")
     if not block.endswith(_REST) or len(block) != BLOCK:
         raise TarError(f"offset {offset}: not the header of a regular USTAR file")
     try:
-        size, name = int(digits, 8), raw.decode("ascii")
+        size, name = int(block[124:135], 8), raw.decode("ascii")
+        middle, checksum = _middle(size)  # int() would also take blanks, a sign and underscores: the digits are compared
     except ValueError:
         raise TarError(f"offset {offset}: unreadable header") from None
-    # digits alone: int() would also take blanks, a sign and underscores
-    if not (digits.isdigit() and block[100:124] == _OWNER and block[135:148] == _TIME
-            and block[148:156] == b"%06o\0 " % (_FIXED_SUM + sum(raw) + sum(digits))):
+    if block[100:148] != middle or block[148:156] != b"%06o\0 " % (checksum + sum(raw)):
         raise TarError(f"offset {offset}: header checksum or fields are wrong")
     return name, size
