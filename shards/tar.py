@@ -12,6 +12,7 @@ from typing import NamedTuple
 BLOCK = 512
 RECORD = 20 * BLOCK
 MAX_MEMBER = 8**11 - 1  # what eleven octal digits hold: 8 GiB
+_new_tuple = tuple.__new__
 _ZERO = bytes(BLOCK)
 _ZEROS = [bytes(100 - length) for length in range(101)]  # what follows a name
 _PADDING = [bytes(length) for length in range(BLOCK)]
@@ -103,7 +104,7 @@ def members(buffer: bytes | memoryview, *, base: int = 0, whole: bool = False) -
             raise TarError(f"offset {base + at}: {name} of {size} bytes is cut off")
         if bytes(view[stop:end]) != _PADDING[end - stop]:
             raise TarError(f"offset {base + at}: padding of {name} is not zero")
-        yield Member(name, base + at, base + start, size)
+        yield _new_tuple(Member, (name, base + at, base + start, size))  # Member(...) goes through python
         at = end
     if whole:
         raise TarError(f"offset {base + at}: the archive has no end")
