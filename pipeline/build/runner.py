@@ -21,14 +21,8 @@ def run_task(plan: Plan, shard: int, tokenizer: Tokenizer, state: BuildState, be
         return task.run()
     kept = done_folder(state.folders, shard) / "result.json"
     result = json.loads(kept.read_text()) if kept.exists() else None
-    if result is None or result["plan"] != plan.id or not _whole(state, result):
+    if result is None or result["plan"] != plan.id or not state.whole(result):
         result = task.run()
     beat("", UPLOAD)
     state.target.put_task(state.out, state.work / "done", shard, result)
     return dict(result)
-
-
-def _whole(state: BuildState, result: dict[str, Any]) -> bool:
-    entries = [result["shard"], *result["shard"]["indexes"]]
-    paths = {state.out / entry["name"]: entry["bytes"] for entry in entries}
-    return all(path.exists() and path.stat().st_size == size for path, size in paths.items())

@@ -13,7 +13,6 @@ A build goes on only with the plan it began with; what changed is named otherwis
 """
 
 import contextlib
-import fcntl
 import json
 import shutil
 import time
@@ -25,6 +24,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline import locks
 from pipeline.build.target import OUTPUT, Target
 from pipeline.build.task import Folders
 from pipeline.plan import Plan
@@ -93,14 +93,7 @@ class BuildState:
     def locked(self, name: str) -> Iterator[bool]:
         """Hold a lock of that name while the block runs; gives False if another process holds it."""
         with open(self.work / f"{name}.lock", "w") as file:
-            free = True
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                free = False
-            except OSError:  # a file system without locks: nobody can hold one
-                pass
-            yield free
+            yield locks.take(file)
 
 
 def open_build(plan: Plan, out: Path | str, *, fresh: bool = False, work: Path | None = None) -> BuildState:
@@ -193,12 +186,8 @@ def busy(work: Path) -> bool:
     """Whether a process holds a lock of this work folder."""
     for path in work.glob("*.lock"):
         with contextlib.suppress(FileNotFoundError), open(path) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not locks.take(file):
                 return True
-            except OSError:  # a file system without locks
-                pass
     return False
 
 

@@ -177,15 +177,14 @@ def _colours(options: Any, palette: str, background: str) -> None:
 
 def _fill_around(frame: Frame, canvas: Canvas, background: Pixels) -> None:
     """Background where RDKit's part of the picture is not; whole lines of bytes, since single pixels cost ten times that."""
-    channels, bottom, left = background.size, canvas.top + canvas.drawn_height, canvas.left * background.size
-    right = left + canvas.drawn_width * channels
-    if channels == 1:  # one byte everywhere, the filter's too: half the time
-        frame.rows[: canvas.top] = frame.rows[bottom:] = background
-    body, line = frame.rows[:, 1:], np.tile(background, canvas.width)
-    if channels > 1:
-        body[: canvas.top], body[bottom:] = line, line
-    if right - left < line.size:
-        body[canvas.top : bottom, :left], body[canvas.top : bottom, right:] = line[:left], line[right:]
+    channels, bottom, body = background.size, canvas.top + canvas.drawn_height, frame.rows[:, 1:]
+    left, right = canvas.left * channels, (canvas.left + canvas.drawn_width) * channels
+    # gray: one byte everywhere, the filter's too, in half the time
+    outside, line = (frame.rows, background) if channels == 1 else (body, np.tile(background, canvas.width))
+    outside[: canvas.top] = outside[bottom:] = line
+    for side in (body[canvas.top : bottom, :left], body[canvas.top : bottom, right:]):
+        if side.size:
+            side[:] = line[: side.shape[1]]
 
 
 def _is_blank(pixels: Pixels) -> bool:

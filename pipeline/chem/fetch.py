@@ -7,7 +7,6 @@ publishes an md5 beside its file: it is checked when the server has it.
     raw/.pipeline/smiles/<hash of the URL>-CID-SMILES.gz
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -15,10 +14,11 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
 from urllib.parse import unquote, urlsplit
 
 import httpx
+
+from pipeline import locks
 
 PUBCHEM = "https://ftp.ncbi.nlm.nih.gov/pubchem/Compound/Extras/CID-SMILES.gz"
 ATTEMPTS = 4
@@ -46,7 +46,7 @@ def fetch(url: str, folder: Path, on_progress: Callable[[int, int], None], *, pa
     part, lock = place.with_name(place.name + ".part"), place.with_name(place.name + ".lock")
     with open(lock, "w") as held:
         # slices of an array share the folder: one of them fetches, the others wait and find the file
-        while _is_held_elsewhere(held):
+        while not locks.take(held):
             if have := part.stat().st_size if part.exists() else 0:
                 on_progress(have, 0)
             time.sleep(pause)
@@ -58,17 +58,6 @@ def fetch(url: str, folder: Path, on_progress: Callable[[int, int], None], *, pa
 
 class _Again(Exception):
     """Worth another attempt."""
-
-
-def _is_held_elsewhere(file: IO[str]) -> bool:
-    """Takes the lock, unless another process has it."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        pass  # a file system without locks
-    return False
 
 
 def _fetch(url: str, part: Path, place: Path, on_progress: Callable[[int, int], None], pause: float) -> None:

@@ -5,6 +5,7 @@ one that cannot be written (SELFIES fails for a few in a thousand) rejects the r
 """
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 from rdkit import Chem
@@ -60,14 +61,8 @@ def _selfies(smiles: str) -> str:
     try:
         text = str(selfies.encoder(smiles))
     except (selfies.EncoderError, LookupError) as error:  # a KeyError at an aromatic bond to hydrogen
-        raise Unfit("target", f"SELFIES cannot be written: {' '.join(str(error).split())[:200]}") from error
-    try:
-        decoded = Chem.MolFromSmiles(selfies.decoder(text))
-    except selfies.DecoderError as error:
-        raise Unfit("target", f"SELFIES cannot be read back: {' '.join(str(error).split())[:200]}") from error
-    if decoded is None or Chem.MolToSmiles(decoded) != smiles:
-        raise Unfit("target", "SELFIES reads back as another molecule")
-    return text
+        raise Unfit("target", f"SELFIES cannot be written: {_in_a_line(error)}") from error
+    return _checked("SELFIES", text, smiles, selfies.decoder, selfies.DecoderError)
 
 
 def _deepsmiles(smiles: str) -> str:
@@ -75,10 +70,19 @@ def _deepsmiles(smiles: str) -> str:
 
     converter = deepsmiles.Converter(rings=True, branches=True)
     text = str(converter.encode(smiles))
+    return _checked("DeepSMILES", text, smiles, converter.decode, deepsmiles.DecodeError)
+
+
+def _checked(kind: str, text: str, smiles: str, decode: Callable[[str], str], failure: type[Exception]) -> str:
+    """`text`, if it reads back as the molecule that it was written for."""
     try:
-        decoded = Chem.MolFromSmiles(converter.decode(text))
-    except deepsmiles.DecodeError as error:
-        raise Unfit("target", f"DeepSMILES cannot be read back: {error}") from error
+        decoded = Chem.MolFromSmiles(decode(text))
+    except failure as error:
+        raise Unfit("target", f"{kind} cannot be read back: {_in_a_line(error)}") from error
     if decoded is None or Chem.MolToSmiles(decoded) != smiles:
-        raise Unfit("target", "DeepSMILES reads back as another molecule")
+        raise Unfit("target", f"{kind} reads back as another molecule")
     return text
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -9,6 +9,7 @@ import difflib
 import errno
 import importlib
 import sys
+from typing import Any
 
 import click
 
@@ -52,15 +53,19 @@ class LazyGroup(click.Group):
         command: click.Command = module.command
         return command
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; FILE_ERRORS that it meets are told in words."""
+        try:
+            return super().invoke(ctx)
+        except OSError as error:
+            if error.errno not in FILE_ERRORS:
+                raise
+            raise click.ClickException(f"{error.strerror}: {error.filename or 'the output'}; {FILE_ERRORS[error.errno]}, then run "
+                                       "the same command again") from None
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
-
-
-def file_error(error: OSError) -> str:
-    """One of FILE_ERRORS in words."""
-    return (f"{error.strerror}: {error.filename or 'the output'}; {FILE_ERRORS[error.errno or 0]}, "
-            "then run the same command again")
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -85,11 +90,6 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except OSError as error:
-        if error.errno not in FILE_ERRORS:
-            raise
-        click.echo(f"Error: {file_error(error)}", err=True)
-        sys.exit(1)
     except KeyboardInterrupt:
         click.echo("interrupted", err=True)
         sys.exit(130)

@@ -10,14 +10,6 @@ import click
 from pipeline.cli import options
 
 
-def parse_slice(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, int]:
-    """`i/n` with 0 <= i < n."""
-    i, _, n = value.partition("/")
-    if not (i.isdecimal() and n.isdecimal() and 0 <= int(i) < int(n)):
-        raise click.BadParameter(f"{value!r} is not i/n with 0 <= i < n, as in --slice 3/16")
-    return int(i), int(n)
-
-
 def show_sbatch(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     """Print a Slurm script and end."""
     if value:
@@ -45,7 +37,7 @@ def show_sbatch(ctx: click.Context, param: click.Parameter, value: bool) -> None
 @click.option("--decontaminate", type=click.Path(exists=True, dir_okay=False, resolve_path=True), metavar="FILE",
               help="Leave out rows with an image whose sha256 is in this file, one a line.")
 @click.option("--ray", "ray_address", metavar="ADDRESS", help="Run the tasks on this Ray cluster (auto, host:port, ray://host:port).")
-@click.option("--slice", "part", default="0/1", show_default=True, metavar="I/N", callback=parse_slice,
+@click.option("--slice", "part", default="0/1", show_default=True, metavar="I/N", callback=options.parse_slice,
               help="Run only tasks I, I+N, I+2N ... (a Slurm array, see --sbatch); the last slice completes the directory.")
 @click.option("--sbatch", is_flag=True, is_eager=True, expose_value=False, callback=show_sbatch,
               help="Print an sbatch script that runs --slice as an array, and exit.")

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.cli import FILE_ERRORS, file_error
-
 if TYPE_CHECKING:
     from pipeline.plan import Plan
     from pipeline.recipe import Recipe
@@ -27,6 +25,14 @@ class Number(click.FloatRange):
         if math.isnan(number):
             self.fail(f"{value!r} is not a number", param, ctx)
         return number
+
+
+def parse_slice(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, int]:
+    """--slice I/N: this machine's part of an array's work."""
+    part, _, parts = value.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
+        raise click.BadParameter(f"{value!r} is not i/n: give I/N with 0 <= I < N, as in --slice 3/16")
+    return int(part), int(parts)
 
 
 def recipe(required: bool = True) -> Decorator:
@@ -121,10 +127,6 @@ def clear_errors() -> Iterator[None]:
     except BrokenProcessPool:
         raise click.ClickException("a worker process was killed, perhaps for want of memory; run the same command again, with "
                                    "fewer --workers") from None
-    except OSError as error:
-        if error.errno not in FILE_ERRORS:
-            raise
-        raise click.ClickException(file_error(error)) from None
 
 
 def read_recipe(name: str, **changes: Any) -> "Recipe":

@@ -109,7 +109,7 @@ Examples:
 @click.option("--elements", default="any", show_default=True, metavar="any|organic|LIST",
               help="Elements allowed, as in C,N,O,H.")
 @click.option("--rows-per-file", type=click.IntRange(1), default=PER_FILE, show_default=True, help="Rows of one file.")
-@click.option("--slice", "slice_", default="0/1", show_default=True, metavar="I/N",
+@click.option("--slice", "slice_", default="0/1", show_default=True, metavar="I/N", callback=options.parse_slice,
               help="This machine's share of an array of N (I from 0); the union is the set of a single run.")
 @click.option("--deadline", type=options.Number(0.1), default=20.0, show_default=True,
               help="Processor seconds a molecule may take before it is quarantined.")
@@ -122,7 +122,8 @@ def command(
     smiles: tuple[str, ...], n: int | None, out: Path | None, raw: Path, style: str, size: int | None, mode: str | None,
     workers: int, seed: int, shuffle_seed: int, target: str, prompts: tuple[str, ...], wrap: str, smiles_column: str,
     id_column: str, max_length: int, min_atoms: int, max_atoms: int, max_fragments: int, max_rings: int,
-    max_charge: int, elements: str, rows_per_file: int, slice_: str, deadline: float, memory_limit: int, overwrite: bool,
+    max_charge: int, elements: str, rows_per_file: int, slice_: tuple[int, int], deadline: float, memory_limit: int,
+    overwrite: bool,
 ) -> None:
     """Draw molecules from SMILES as a set of pictures with their SMILES as answers.
 
@@ -135,7 +136,7 @@ def command(
 
     if size is not None and mode is not None:
         raise click.UsageError("--size and --mode both set the size; leave one out")
-    part, parts = _parse_slice(slice_)
+    part, parts = slice_
     bar = _Bar()
     begun = time.monotonic()
     folder = out or raw / "rendered" / "chem"
@@ -190,13 +191,6 @@ def command(
     }))
     if report.complete and not report.rows and parts == 1:
         raise click.ClickException(f"{folder}: every molecule was rejected; rejects.jsonl there has the reasons")
-
-
-def _parse_slice(text: str) -> tuple[int, int]:
-    head, _, tail = text.partition("/")
-    if not head.isdecimal() or not tail.isdecimal() or not int(head) < int(tail):
-        raise click.UsageError(f"--slice {text}: give I/N with 0 <= I < N, as in 0/8")
-    return int(head), int(tail)
 
 
 def _parse_elements(text: str) -> frozenset[str]:
