@@ -6,7 +6,7 @@
 
 Pixels stay uint8 and interleaved (height, width, channel) up to the device: three bytes a pixel cross the process
 boundary and the bus, and nothing is transposed in a worker. Cost of a 1024-pixel page: decoding a JPEG some 4 ms, placing it
-.1 ms, or 2 to 3 ms where the stored picture is smaller or larger than its place.
+.1 ms, or 2 to 3 ms where the stored picture is smaller than its place.
 """
 
 import io
