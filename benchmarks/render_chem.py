@@ -11,7 +11,8 @@ Processor time is what is compared, so that a busy machine changes little; wall 
 
     naive     MolToImage(size=(1024, 1024)).save(..., "PNG")
     floor     parse, canonical SMILES, coordinates, draw; no pixels are read, nothing is encoded
-    plain ... what a worker does for a row of that preset: parse, canonical SMILES, parse that, draw, encode, target
+    plain ... what a worker does for a row of that preset: parse, canonical SMILES, parse that, draw, encode, target; in tasks
+              of as many rows as a worker gets
     Indigo    loadMolecule, layout, renderToBuffer as PNG at the same size, black and white
     RanDepict its random depictions at 299x299 without augmentation, beside `diverse` at 299
 """
@@ -95,22 +96,21 @@ def run_lane(lane: str, path: Path, count: int, size: int) -> dict[str, float]:
             drawer.DrawMolecule(molecule)
             drawer.FinishDrawing()
     else:
-        from pipeline.chem.depict import depict
         from pipeline.chem.job import Job
-        from pipeline.chem.molecules import canonicalise
-        from pipeline.chem.strings import Unfit
+        from pipeline.chem.render import TASK_ROWS
         from pipeline.chem.styles import load_style
         from pipeline.chem.surface import open_pixel_source
+        from pipeline.chem.worker import run_task
         from pipeline.heap import keep_heap
 
         keep_heap()
         job, source = Job(style=load_style(lane), size=size), open_pixel_source()
         start = time.process_time()
-        for smiles in molecules:
-            try:
-                total += len(depict(canonicalise(smiles, job.limits)[0], 0, job, source).image)
-            except Unfit:
-                continue
+        for first in range(0, len(molecules), TASK_ROWS):
+            lines = [(index, [smiles]) for index, smiles in enumerate(molecules[first : first + TASK_ROWS])]
+            chosen = run_task("canonicalise", lines, job, source, lambda index: None)
+            rows = [(index, [row["smiles"], 0]) for index, (row, _) in enumerate(chosen)]
+            total += sum(len(image) for _, image in run_task("depict", rows, job, source, lambda index: None))
     return {"ms": (time.process_time() - start) / len(molecules) * 1e3, "bytes": total / len(molecules)}
 
 

@@ -1,6 +1,7 @@
-"""One row of a rendered set: (canonical SMILES, which style of it) -> picture, question, answer.
+"""One row of a rendered set: (canonical SMILES, which style of it) -> composition -> picture, question, answer.
 
-A pure function of the molecule, the copy number and the Job; not of the row's place, the worker or the machine.
+A pure function of the molecule, the copy number and the Job; not of the row's place, the worker or the machine. It has two
+halves, `compose` (chemistry and coordinates) and `paint` (pixels), so that a worker can do one for many rows before the other.
 """
 
 import random
@@ -15,13 +16,27 @@ from pipeline.chem.edits import abbreviate, edit, label_dummies
 from pipeline.chem.effects import apply_effects
 from pipeline.chem.faithful import cross_unknown, misdrawn
 from pipeline.chem.job import Job
-from pipeline.chem.layout import CROWDED, fit_canvas, lay_out, least_gap
+from pipeline.chem.layout import CROWDED, Canvas, fit_canvas, lay_out, least_gap
 from pipeline.chem.molecules import parse
 from pipeline.chem.png import encode_frame, encode_jpeg, encode_png
 from pipeline.chem.strings import Unfit
 from pipeline.chem.styles import Style, sample_style
 from pipeline.chem.surface import PixelSource
 from pipeline.chem.targets import write_prompt, write_target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composition:
+    """A row ready to be painted. `molecule`: laid out, with its wedges; `smiles`: what it shows; `rng`: the row's, so far."""
+
+    molecule: Any
+    smiles: str
+    atoms: int
+    style: Style
+    canvas: Canvas
+    legend: str
+    seed: int
+    rng: random.Random
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +60,8 @@ def row_seed(canonical: str, copy: int, seed: int) -> int:
     return xxhash.xxh3_64_intdigest(f"{copy} {canonical}".encode(), seed=seed & (2**64 - 1)) >> 1
 
 
-def depict(canonical: str, copy: int, job: Job, source: PixelSource) -> Drawing:
-    """Draws one row. Raises Unfit with a reason when the molecule or its edit cannot be drawn faithfully."""
+def compose(canonical: str, copy: int, job: Job) -> Composition:
+    """Chooses the row's style, edits and lays out its molecule. Raises Unfit when that cannot be drawn faithfully."""
     seed = row_seed(canonical, copy, job.seed)
     rng = random.Random(seed)
     style = sample_style(job.style, rng)
@@ -57,8 +72,14 @@ def depict(canonical: str, copy: int, job: Job, source: PixelSource) -> Drawing:
     legend = write_legend(style, rng)
     prepared = _prepared(shown, smiles, style, rng)
     canvas = fit_canvas(prepared, style, job.size, legend=bool(legend))
-    frame = draw(prepared, style, canvas, job.size, source, legend)
-    pixels = apply_effects(frame.pixels, style, job.size, canvas.bond, rng)
+    return Composition(molecule=prepared, smiles=drawn, atoms=atoms, style=style, canvas=canvas, legend=legend, seed=seed, rng=rng)
+
+
+def paint(row: Composition, job: Job, source: PixelSource) -> Drawing:
+    """Draws a composed row (once: it goes on with the row's rng). Raises Unfit when nothing is seen, or it has no such target."""
+    style, rng = row.style, row.rng
+    frame = draw(row.molecule, style, row.canvas, job.size, source, row.legend)
+    pixels = apply_effects(frame.pixels, style, job.size, row.canvas.bond, rng)
     quality = round(style.number("effect.jpeg"))
     if quality:
         image = encode_jpeg(pixels, quality=quality)
@@ -66,13 +87,13 @@ def depict(canonical: str, copy: int, job: Job, source: PixelSource) -> Drawing:
         image = encode_frame(frame)
     else:
         image = encode_png(pixels, one_bit=style.flag("effect.scan") and not style.number("effect.noise"))
-    answer = write_target(job.target, drawn, rng)
+    answer = write_target(job.target, row.smiles, rng)
     if job.wrap:
         answer = f"<{job.wrap}>{answer}</{job.wrap}>"
     return Drawing(
         image=image, suffix="jpg" if quality else "png", width=pixels.shape[1], height=pixels.shape[0],
-        prompt=write_prompt(job.prompts, job.target, rng), answer=answer, smiles=drawn, atoms=atoms,
-        style=style.to_json(), seed=seed,
+        prompt=write_prompt(job.prompts, job.target, rng), answer=answer, smiles=row.smiles, atoms=row.atoms,
+        style=style.to_json(), seed=row.seed,
     )
 
 

@@ -35,7 +35,7 @@ FORMAT = "render-chem 2"
 PACKAGES = ("rdkit", "numpy", "isal", "pillow", "xxhash", "pyarrow")
 _OURS = re.compile(r"manifest\.json|README\.md|preview\.png|rejects\.jsonl|train-.*\.parquet")
 _SHOWN_CHANGES = 6
-_TASK_ROWS = 24
+TASK_ROWS = 24
 _PREVIEW = 24
 
 
@@ -211,8 +211,8 @@ def _draw_tasks(
         if not share.rows[file]:
             continue  # `_draw_file` asks for none of its rows, and may be past it before this is
         molecules = read_bucket(spool, file, duplicates[file].append)
-        for start in range(0, share.rows[file], _TASK_ROWS):
-            stop = min(start + _TASK_ROWS, share.rows[file])
+        for start in range(0, share.rows[file], TASK_ROWS):
+            stop = min(start + TASK_ROWS, share.rows[file])
             chosen = [(molecules[i % len(molecules)], i // len(molecules)) for i in range(start, stop)]
             yield [[molecule.smiles, copy, molecule] for molecule, copy in chosen]
 

@@ -6,17 +6,24 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from pipeline.chem.depict import Drawing, compose, paint
 from pipeline.chem.job import Job
 from pipeline.chem.render import Plan
 from pipeline.chem.select import open_sources
 from pipeline.chem.strings import Limits
 from pipeline.chem.styles import load_style
+from pipeline.chem.surface import PixelSource
 
 MOLECULES = [
     "CCO", "c1ccccc1O", "CC(=O)Oc1ccccc1C(=O)O", "C[C@H](N)C(=O)O", "CN1C=NC2=C1C(=O)N(C(=O)N2C)C", "F/C=C/Cl", "CC#N",
     "O=C(O)c1ccncc1", "C1CCCCC1", "CC(C)Cc1ccc(cc1)C(C)C(=O)O", "NCCc1ccc(O)c(O)c1", "[Na+].CC(=O)[O-]", "OCC1OC(O)C(O)C1O",
     "Clc1ccccc1Br", "CS(=O)(=O)N", "C[N+](C)(C)CCO", "c1ccc2ccccc2c1", "CC1(C)SC2C(NC(=O)Cc3ccccc3)C(=O)N2C1C(=O)O",
 ]
+
+
+def depict(canonical: str, copy: int, job: Job, source: PixelSource) -> Drawing:
+    """One row, from its SMILES to its picture."""
+    return paint(compose(canonical, copy, job), job, source)
 
 
 def write_smiles(path: Path, smiles: list[str]) -> Path:

@@ -11,7 +11,7 @@ from rdkit import Chem
 from rdkit.Chem.Draw import rdMolDraw2D
 
 from pipeline.chem.columns import find_columns, read_entries
-from pipeline.chem.depict import _prepared, _shown, depict, row_seed
+from pipeline.chem.depict import _prepared, _shown, row_seed
 from pipeline.chem.draw import _open_drawer
 from pipeline.chem.edits import abbreviate, edit
 from pipeline.chem.faithful import misdrawn
@@ -21,7 +21,7 @@ from pipeline.chem.molecules import canonicalise, parse
 from pipeline.chem.strings import Limits, Unfit
 from pipeline.chem.styles import PLAIN, PRESETS, Style, load_style, parse_style, sample_style
 from pipeline.chem.surface import PUBLIC_ROUTE_VARIABLE, open_pixel_source
-from tests.chem.helpers import MOLECULES
+from tests.chem.helpers import MOLECULES, depict
 
 SAMPLE = Path(__file__).parents[2] / "pipeline" / "data" / "molecules.tsv.gz"
 STEREO = [

@@ -53,11 +53,11 @@ def test_jpeg_reads_back() -> None:
 
 ENCODE_ALL = """
 import hashlib
-from pipeline.chem.depict import depict
 from pipeline.chem.job import Job
 from pipeline.chem.strings import Unfit
 from pipeline.chem.styles import load_style
 from pipeline.chem.surface import open_pixel_source
+from tests.chem.helpers import depict
 from tests.chem.test_faithful import sample
 digest, job, source = hashlib.sha256(), Job(style=load_style("diverse")), open_pixel_source()
 for smiles in sample(400, 8):

@@ -5,13 +5,12 @@ import random
 import pytest
 from rdkit import Chem
 
-from pipeline.chem.depict import depict
 from pipeline.chem.job import PROMPTS, TARGETS, Job
 from pipeline.chem.strings import Unfit
 from pipeline.chem.styles import load_style
 from pipeline.chem.surface import open_pixel_source
 from pipeline.chem.targets import write_prompt, write_target
-from tests.chem.helpers import MOLECULES
+from tests.chem.helpers import MOLECULES, depict
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -32,8 +32,8 @@ WORKER = textwrap.dedent("""
     import pipeline.chem.depict, pipeline.chem.molecules, pipeline.chem.worker as worker
 
     def trap(function, traps):
-        def run(smiles, *rest):
-            act = traps.get(smiles)
+        def run(row, *rest):
+            act = traps.get(getattr(row, "smiles", row))
             if act == "hang":
                 while True: pass
             if act == "crash":
@@ -42,12 +42,13 @@ WORKER = textwrap.dedent("""
                 return bytearray(1 << 34)
             if act == "slow":
                 time.sleep(0.02)
-            return function(smiles, *rest)
+            return function(row, *rest)
         return run
 
     pipeline.chem.molecules.canonicalise = trap(pipeline.chem.molecules.canonicalise, {"CCCCCCCCCCl": "crash"})
-    pipeline.chem.depict.depict = trap(pipeline.chem.depict.depict, {
-        "CCCCCCCCCF": "hang", "CCCCCCCCCBr": "crash", "CCCCCCCCCI": "memory"})
+    pipeline.chem.depict.compose = trap(pipeline.chem.depict.compose, {"CCCCCCCCCF": "hang", "CCCCCCCCCP": "crash"})
+    pipeline.chem.depict.paint = trap(pipeline.chem.depict.paint, {
+        "CCCCCCCCCS": "hang", "CCCCCCCCCBr": "crash", "CCCCCCCCCI": "memory"})
     sys.argv = ["worker", *sys.argv[1:]]
     worker.main()
 """)
@@ -93,7 +94,9 @@ def test_ring_that_hangs_the_parser_is_stopped_by_the_limits_or_else_by_the_dead
 
 
 def test_crash_hang_and_memory_cost_one_row_each(tmp_path: Path) -> None:
-    bad = {"CCCCCCCCCCl": "crash", "CCCCCCCCCF": "deadline", "CCCCCCCCCBr": "crash", "CCCCCCCCCI": "memory"}
+    bad = {
+        "CCCCCCCCCCl": "crash", "CCCCCCCCCF": "deadline", "CCCCCCCCCP": "crash", "CCCCCCCCCS": "deadline", "CCCCCCCCCBr": "crash",
+        "CCCCCCCCCI": "memory"}
     rows = lots(60)
     path = write_smiles(tmp_path / "traps.smi", [*rows[:30], *bad, *rows[30:]])
     worker = tmp_path / "worker.py"
