@@ -21,6 +21,7 @@ tags:
 pretty_name: {name}
 ---
 """
+_PREVIEW = 24  # pictures
 
 
 def write_card(folder: Path, manifest: dict[str, Any]) -> None:
@@ -65,6 +66,19 @@ Each one is in `rejects.jsonl` with its line and details.
 Made by `pipeline render-chem` with {versions}, seed {job['seed']}, shuffle seed {identity['shuffle_seed']}.
 """
     write_text(folder / "README.md", text)
+
+
+def write_preview(folder: Path, names: list[str]) -> None:
+    """preview.png: the first rows of the first of the set's files that has any."""
+    import pyarrow.parquet as pq
+
+    for name in names:
+        with pq.ParquetFile(folder / name) as file:
+            for batch in file.iter_batches(batch_size=_PREVIEW, columns=["images"]):
+                pictures = [row[0]["bytes"] for row in batch.column("images").to_pylist()]
+                if pictures:
+                    write_grid(folder / "preview.png", pictures, columns=6, cell=200)
+                    return
 
 
 def write_grid(path: Path, pictures: list[bytes], *, columns: int, cell: int, captions: list[str] | None = None) -> None:

@@ -11,59 +11,22 @@ A file that is done is never drawn again. The set depends on the input, the opti
 never on the workers, the slices or how often it was killed. Cost: about .25 ms a molecule to choose, 2-4 ms to draw.
 """
 
-import contextlib
-import fcntl
-import hashlib
 import json
-import platform
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pipeline.chem.card import write_card, write_grid
+from pipeline.chem.card import write_card, write_preview
 from pipeline.chem.job import Job
 from pipeline.chem.output import write_lines, write_parquet, write_text
+from pipeline.chem.plan import FORMAT, Plan, identity_of
 from pipeline.chem.pool import WORKER, Pool
-from pipeline.chem.select import Molecule, Reject, Share, Source, Spool, read_bucket, remove, select
+from pipeline.chem.select import Molecule, Reject, Share, Spool, read_bucket, remove, select
+from pipeline.chem.state import check_identity, lock, read_record, read_share
 
-FORMAT = "render-chem 2"
-PACKAGES = ("rdkit", "numpy", "isal", "pillow", "xxhash", "pyarrow")
-_OURS = re.compile(r"manifest\.json|README\.md|preview\.png|rejects\.jsonl|train-.*\.parquet")
-_SHOWN_CHANGES = 6
 TASK_ROWS = 24
-_PREVIEW = 24
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What to render. `n` 0: each molecule once. `part`, `parts`: this machine's slice of an array of them."""
-
-    out: Path
-    name: str
-    sources: tuple[Source, ...]
-    job: Job
-    n: int
-    rows_per_file: int
-    shuffle_seed: int
-    part: int = 0
-    parts: int = 1
-
-    @property
-    def files(self) -> int:
-        """How many files the whole set has."""
-        rows = self.n or sum(source.lines for source in self.sources)
-        return max(1, -(-rows // self.rows_per_file))
-
-    def owns(self, file: int) -> bool:
-        return file % self.parts == self.part
-
-    def file_name(self, file: int) -> str:
-        return f"train-{file:05d}-of-{self.files:05d}.parquet"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,31 +59,10 @@ class Progress:
 @dataclass(kw_only=True)
 class _Run:
     plan: Plan
-    work: Path
     progress: Progress
     identity: dict[str, Any]
     reused: int = 0
     records: dict[int, dict[str, Any]] = field(default_factory=dict)
-
-
-class OtherSet(ValueError):
-    """The folder holds a set made from other inputs or options."""
-
-
-def identity_of(plan: Plan) -> dict[str, Any]:
-    """Everything that the bytes of a set depend on."""
-    sources = []
-    for source in plan.sources:
-        with open(source.path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        columns = source.columns
-        sources.append({"name": source.name, "sha256": digest, "lines": source.lines,
-                        "columns": [columns.separator, columns.smiles, columns.identifier, columns.header]})
-    return {
-        "format": FORMAT, "name": plan.name, "sources": sources, "job": plan.job.to_json(), "n": plan.n,
-        "rows_per_file": plan.rows_per_file, "shuffle_seed": plan.shuffle_seed,
-        "versions": {name: version(name) for name in PACKAGES}, "machine": platform.machine(),
-    }
 
 
 def render(
@@ -129,27 +71,27 @@ def render(
 ) -> Report:
     """Renders this slice of the set, or what is left of it. Raises OtherSet, PoolError, ValueError."""
     progress = progress or Progress()
-    run = _Run(plan=plan, work=plan.out / ".work", progress=progress, identity=identity_of(plan))
-    run.work.mkdir(parents=True, exist_ok=True)
-    with lock(run.work / f"lock-{plan.part}"):
-        _check_identity(run)
+    run = _Run(plan=plan, progress=progress, identity=identity_of(plan))
+    plan.work.mkdir(parents=True, exist_ok=True)
+    with lock(plan.work / f"lock-{plan.part}"):
+        check_identity(plan, run.identity)
         owned = [file for file in range(plan.files) if plan.owns(file)]
         for file in owned:
-            if (record := _read_record(run, file)) is not None:
+            if (record := read_record(plan, file)) is not None:
                 run.records[file] = record
         run.reused = len(run.records)
-        share = _read_share(run)
+        share = read_share(plan)
         missing = [file for file in owned if file not in run.records]
         restarts, route, why, peak = 0, "", "", 0.0
         if missing or share is None:
-            with Pool(plan.job, workers=workers, quarantine=plan.out / f"quarantine{_suffix(plan)}.jsonl",
+            with Pool(plan.job, workers=workers, quarantine=plan.out / f"quarantine{plan.suffix}.jsonl",
                       deadline=deadline, memory_mb=memory_mb, command=command) as pool:
                 share = _work(run, pool, share, missing)
                 restarts, route, why, peak = pool.restarts, pool.route, pool.why, pool.peak_memory_mb
         assert share is not None
         complete = _finish(run, share)
     rejects = Counter(reject["reason"] for record in run.records.values() for reject in record["rejects"])
-    rejects.update(_count_reasons(run.work / f"rejects{_suffix(plan)}.jsonl"))
+    rejects.update(_count_reasons(plan.work / f"rejects{plan.suffix}.jsonl"))
     return Report(
         rows=sum(int(record["rows"]) for record in run.records.values()),
         molecules=sum(min(share.unique[file], share.rows[file]) for file in owned), rejects=dict(sorted(rejects.items())),
@@ -160,7 +102,7 @@ def render(
 
 def _work(run: _Run, pool: Pool, share: Share | None, missing: list[int]) -> Share:
     plan = run.plan
-    folder = run.work / f"buckets{_suffix(plan)}"
+    folder = plan.work / f"buckets{plan.suffix}"
     spool = Spool(folder=folder, files=plan.files, owned=plan.owns)
     if share is None or not folder.exists():
         remove(folder)
@@ -173,7 +115,7 @@ def _work(run: _Run, pool: Pool, share: Share | None, missing: list[int]) -> Sha
         styles = f"{plan.n // unique} to {-(-plan.n // unique)}" if plan.n % unique else str(plan.n // unique)
         run.progress.say(f"{plan.n:,} rows from {unique:,} different molecules: {styles} styles of each")
     if not rows:
-        raise ValueError("no molecule is left to draw: every line was rejected; see rejects in " + str(run.work))
+        raise ValueError("no molecule is left to draw: every line was rejected; see rejects in " + str(plan.work))
     run.progress.phase("draw", sum(share.rows[file] for file in missing))
     duplicates: dict[int, list[Reject]] = {file: [] for file in missing}
     stream = pool.run("depict", _draw_tasks(spool, share, missing, duplicates), sent=2)
@@ -186,7 +128,7 @@ def _select(run: _Run, pool: Pool, spool: Spool) -> Share:
     plan = run.plan
     total = sum(source.lines for source in plan.sources)
     run.progress.phase("choose", min(total, int(plan.n * 1.06) + 64) if plan.n else total)
-    path = run.work / f"rejects{_suffix(plan)}.jsonl"
+    path = plan.work / f"rejects{plan.suffix}.jsonl"
     with open(path, "w", encoding="utf-8") as file:
 
         def on_reject(ordinal: int, reject: Reject) -> None:
@@ -199,7 +141,7 @@ def _select(run: _Run, pool: Pool, spool: Spool) -> Share:
             limits=plan.job.limits, on_reject=on_reject, on_progress=lambda rows: run.progress.step(rows, 0),
         )
     fields = {"unique": share.unique, "rows": share.rows, "lines": share.lines, "parsed": share.parsed, "bands": share.bands}
-    write_text(run.work / f"share{_suffix(plan)}.json", json.dumps(fields))
+    write_text(plan.work / f"share{plan.suffix}.json", json.dumps(fields))
     return share
 
 
@@ -241,12 +183,12 @@ def _draw_file(
             taken += len(results)
             run.progress.step(len(results), left_out)
 
-    written = write_parquet(plan.out / plan.file_name(file), rows(), run.work / f"file{_suffix(plan)}.part")
+    written = write_parquet(plan.out / plan.file_name(file), rows(), plan.work / f"file{plan.suffix}.part")
     if not share.rows[file]:
         read_bucket(spool, file, duplicates[file].append)
     rejects += [_reject_fields(reject) for reject in duplicates.pop(file)]
     record = {"name": plan.file_name(file)} | written | {"rejects": rejects}
-    write_text(run.work / f"file-{file:06d}.json", json.dumps(record))
+    write_text(plan.work / f"file-{file:06d}.json", json.dumps(record))
     run.records[file] = record
 
 
@@ -267,11 +209,11 @@ def _finish(run: _Run, share: Share) -> bool:
     plan = run.plan
     records = []
     for file in range(plan.files):
-        record = run.records.get(file) or _read_record(run, file)
+        record = run.records.get(file) or read_record(plan, file)
         if record is None:
             return False
         records.append(record)
-    lists = [run.work / f"rejects{_suffix(plan, part)}.jsonl" for part in range(plan.parts)]
+    lists = [plan.work / f"rejects{plan.suffix_of(part)}.jsonl" for part in range(plan.parts)]
     if not all(path.exists() for path in lists):
         return False
     reasons: Counter[str] = Counter()
@@ -302,88 +244,12 @@ def _finish(run: _Run, share: Share) -> bool:
     path = plan.out / "manifest.json"
     text = json.dumps(manifest, indent=1) + "\n"
     if not path.exists() or path.read_text("utf-8") != text:
-        _write_preview(plan, records)
+        write_preview(plan.out, [record["name"] for record in records])
         write_card(plan.out, manifest)
         write_text(path, text)
     for part in range(plan.parts):
-        remove(run.work / f"buckets{_suffix(plan, part)}")
+        remove(plan.work / f"buckets{plan.suffix_of(part)}")
     return True
-
-
-def _write_preview(plan: Plan, records: list[dict[str, Any]]) -> None:
-    """preview.png: the first rows of the first file that has any."""
-    import pyarrow.parquet as pq
-
-    for record in records:
-        with pq.ParquetFile(plan.out / record["name"]) as file:
-            for batch in file.iter_batches(batch_size=_PREVIEW, columns=["images"]):
-                pictures = [row[0]["bytes"] for row in batch.column("images").to_pylist()]
-                if pictures:
-                    write_grid(plan.out / "preview.png", pictures, columns=6, cell=200)
-                    return
-
-
-def _check_identity(run: _Run) -> None:
-    """Takes the folder for this set, or raises OtherSet naming what differs from the set it already holds."""
-    path, out = run.work / "identity.json", run.plan.out
-    if path.exists():
-        held = _load(path)
-        if held is None:
-            raise OtherSet(f"{out} holds a set whose {path} is damaged")
-        if changes := list(islice(_differences(held, run.identity), _SHOWN_CHANGES)):
-            raise OtherSet(f"{out} holds another set ({'; '.join(changes)})")
-        return
-    if foreign := sorted(entry.name for entry in out.iterdir() if _OURS.fullmatch(entry.name)):
-        raise ValueError(f"{out} holds files of another origin ({', '.join(foreign[:3])}); choose another --out, or move them away")
-    write_text(path, json.dumps(run.identity))
-
-
-def _differences(held: Any, asked: Any, name: str = "") -> Iterator[str]:
-    """What differs between two identities, option by option, in words."""
-    if isinstance(held, dict) and isinstance(asked, dict):
-        for key in sorted(asked):
-            yield from _differences(held.get(key), asked[key], f"{name}.{key}".removeprefix(".").removeprefix("job."))
-    elif isinstance(held, list) and isinstance(asked, list) and len(held) == len(asked):
-        for index, (before, now) in enumerate(zip(held, asked, strict=True)):
-            yield from _differences(before, now, f"{name}[{index}]")
-    elif held != asked:
-        yield f"{name}: {_short(held)} there, {_short(asked)} asked"
-
-
-def _load(path: Path) -> dict[str, Any] | None:
-    """The fields of a file of state; None when it is not there or damaged."""
-    try:
-        fields = json.loads(path.read_text("utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
-    return fields if isinstance(fields, dict) else None
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) < 90 else f"{hashlib.sha256(text.encode()).hexdigest()[:8]}…"
-
-
-def _read_record(run: _Run, file: int) -> dict[str, Any] | None:
-    """A finished file's record, if the file is there with the size that the record says."""
-    path, data = run.work / f"file-{file:06d}.json", run.plan.out / run.plan.file_name(file)
-    record = _load(path)
-    return record if record and data.exists() and data.stat().st_size == record["bytes"] else None
-
-
-def _read_share(run: _Run) -> Share | None:
-    fields = _load(run.work / f"share{_suffix(run.plan)}.json")
-    if fields is None or not (run.work / f"rejects{_suffix(run.plan)}.jsonl").exists():
-        return None
-    return Share(
-        unique=tuple(fields["unique"]), rows=tuple(fields["rows"]), lines=fields["lines"], parsed=fields["parsed"],
-        bands=fields["bands"],
-    )
-
-
-def _suffix(plan: Plan, part: int | None = None) -> str:
-    """Names of what each slice has for itself."""
-    return "" if plan.parts == 1 else f"-{plan.part if part is None else part}-of-{plan.parts}"
 
 
 def _reject_fields(reject: Reject) -> dict[str, str]:
@@ -401,12 +267,3 @@ def _count_reasons(path: Path) -> Counter[str]:
         return Counter(json.loads(line)["reason"] for line in file)
 
 
-@contextlib.contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Held for the length of a run; ValueError when another run holds it."""
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ValueError(f"another render-chem is at work in {path.parent.parent}; wait for it or end it") from error
-        yield

@@ -130,9 +130,11 @@ def command(
     The set lands in RAW/rendered/chem as FineVision-format parquet, a subset like any other. What is done already is
     not done again. Every line left out is in rejects.jsonl with its reason.
     """
+    from pipeline.chem.plan import Plan
     from pipeline.chem.pool import PoolError
-    from pipeline.chem.render import OtherSet, Plan, Progress, render
+    from pipeline.chem.render import Progress, render
     from pipeline.chem.select import open_sources, readable
+    from pipeline.chem.state import OtherSet
 
     if size is not None and mode is not None:
         raise click.UsageError("--size and --mode both set the size; leave one out")
@@ -238,7 +240,7 @@ def _fetched(url: str, raw: Path, bar: _Bar) -> Path:
 
 def _clear(folder: Path) -> None:
     """Removes what render-chem writes into a set's folder, and nothing else. Raises ValueError while a run is at work there."""
-    from pipeline.chem.render import lock
+    from pipeline.chem.state import lock
 
     if not (folder / ".work" / "identity.json").exists():
         return

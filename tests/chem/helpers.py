@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from pipeline.chem.depict import Drawing, compose, paint
 from pipeline.chem.job import Job
-from pipeline.chem.render import Plan
+from pipeline.chem.plan import Plan
 from pipeline.chem.select import open_sources
 from pipeline.chem.strings import Limits
 from pipeline.chem.styles import load_style

@@ -10,8 +10,9 @@ from PIL import Image
 from rdkit import Chem
 
 from pipeline.chem.pool import read_quarantine
-from pipeline.chem.render import OtherSet, Progress, render
+from pipeline.chem.render import Progress, render
 from pipeline.chem.select import share_rows
+from pipeline.chem.state import OtherSet
 from tests.chem.helpers import MOLECULES, make_plan, read_bytes, read_rejects, read_set, write_smiles
 
 
