@@ -37,29 +37,38 @@ class DamagedRow(ValueError):
     """A packed row that does not read as the row table says; names shard and offset."""
 
 
+def read_at(file: int, offset: int, view: memoryview) -> memoryview:
+    """The part of `view` that an open file fills from that offset on: all of it, but for a file that ends before."""
+    at = 0
+    while at < len(view) and (got := os.preadv(file, [view[at:]], offset + at)):
+        at += got
+    return view[:at]
+
+
+def whole(data: bytes | memoryview, offset: int, length: int, place: str) -> bytes | memoryview:
+    """What was read of a row; DamagedRow, naming the place, if it is not as long as the row table says."""
+    if len(data) != length:
+        raise DamagedRow(f"{place}: row at offset {offset} is {len(data)} bytes long where the table says {length}: "
+                         "the shard is cut off or of another build")
+    return data
+
+
 class ShardReader:
     """Reads packed rows of a local shard directory; keeps its files open, and may be used after a fork.
 
-    `read(row)` takes one entry of the row table. Reads are positional (`os.pread`), so no state is shared.
+    `read(row)` takes one entry of the row table. Reads are positional (`os.preadv`), so no state is shared.
     """
 
     def __init__(self, folder: Path, split: str = "train") -> None:
         self.folder, self.split = folder, split
-        self._files: dict[int, int] = {}
+        self._files: dict[str, int] = {}
 
-    def read_bytes(self, row: Any) -> bytes:
+    def read_bytes(self, row: Any) -> bytes | memoryview:
         """The bytes of a row, exactly as long as the table says."""
-        shard, offset, length = int(row["shard"]), int(row["offset"]), int(row["length"])
-        if shard not in self._files:
-            self._files[shard] = os.open(self.folder / table.shard_name(self.split, shard), os.O_RDONLY)
-        data, at = [], 0
-        while at < length and (chunk := os.pread(self._files[shard], min(length - at, 1 << 30), offset + at)):
-            data.append(chunk)
-            at += len(chunk)
-        if at != length:
-            raise DamagedRow(f"{table.shard_name(self.split, shard)}: row at offset {offset} is {at} bytes long where the table "
-                             f"says {length}: the shard is cut off or of another build")
-        return data[0] if len(data) == 1 else b"".join(data)
+        name, offset, length = table.shard_name(self.split, int(row["shard"])), int(row["offset"]), int(row["length"])
+        if name not in self._files:
+            self._files[name] = os.open(self.folder / name, os.O_RDONLY)
+        return whole(read_at(self._files[name], offset, memoryview(bytearray(length))), offset, length, name)
 
     def read(self, row: Any) -> list[Sample]:
         """The samples of a row, checked against the table."""

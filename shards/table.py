@@ -6,7 +6,7 @@
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -39,14 +39,23 @@ def encode(rows: Rows) -> bytes:
 
 def load(path: Path) -> Rows:
     """Memory-map a row table; ValueError if it is not one (never unpickles)."""
+    return _read(path, str(path), "r")
+
+
+def decode(data: bytes, place: str) -> Rows:
+    """The table of an npy file's bytes, as `load`; `place` names it in errors."""
+    return _read(io.BytesIO(data), place, None)
+
+
+def _read(source: Path | io.BytesIO, place: str, mmap_mode: Literal["r"] | None) -> Rows:
     try:
-        rows: Rows = np.load(path, mmap_mode="r", allow_pickle=False)
+        rows: Rows = np.load(source, mmap_mode=mmap_mode, allow_pickle=False)
     except FileNotFoundError:
         raise
     except Exception as error:  # numpy parses the header as Python: a flipped bit raises from SyntaxError to TokenError
-        raise ValueError(f"{path} is not a row table: {error}") from None
+        raise ValueError(f"{place} is not a row table: {error}") from None
     if rows.dtype != ROW_DTYPE or rows.ndim != 1:
-        raise ValueError(f"{path} is not a row table of format 1: dtype {rows.dtype}, shape {rows.shape}")
+        raise ValueError(f"{place} is not a row table of format 1: dtype {rows.dtype}, shape {rows.shape}")
     return rows
 
 

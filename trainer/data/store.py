@@ -15,15 +15,13 @@ import functools
 import hashlib
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from shards import manifest as manifests
 from shards import table
-from shards.reader import DamagedRow
+from shards.reader import read_at, whole
 
 S3_ATTEMPTS = 8  # botocore backs off between them
 
@@ -41,50 +39,41 @@ class Scratch:
         return memoryview(self._buffer)[:length]
 
 
-class Store(Protocol):
-    """Bytes of one shard directory."""
+class Store:
+    """Bytes of one shard directory. A kind of store says how a stretch of a file, or a whole small one, is read."""
 
     where: str
-    in_flight: int  # reads that are worth having under way at once
+    in_flight = 1  # reads that are worth having under way at once
 
-    def read_bytes(self, split: str, row: Any, scratch: "Scratch | None" = None) -> bytes | memoryview:
+    def read_bytes(self, split: str, row: Any, scratch: Scratch | None = None) -> bytes | memoryview:
         """The bytes of one entry of the row table; DamagedRow if there are fewer than it says. May lie in `scratch`."""
-        ...
+        name, start, length = table.shard_name(split, int(row["shard"])), int(row["offset"]), int(row["length"])
+        return whole(self.read(name, start, length, scratch or Scratch()), start, length, f"{self.where}/{name}")
+
+    def read(self, name: str, start: int, length: int, scratch: Scratch) -> bytes | memoryview:
+        """That stretch of a file, shorter only where the file ends; perhaps in `scratch`."""
+        raise NotImplementedError
 
     def read_file(self, name: str) -> bytes:
         """A whole small file of the directory; FileNotFoundError without it."""
-        ...
+        raise NotImplementedError
+
+    def fetch(self, name: str, path: Path) -> None:
+        """Copy a whole large file to a path."""
+        raise NotImplementedError
 
 
-def _read_at(file: int, row: Any, scratch: Scratch | None, place: str) -> memoryview:
-    """A row's bytes from an open shard; DamagedRow, naming the place, if the file ends before."""
-    start, length = int(row["offset"]), int(row["length"])
-    view, at = (scratch or Scratch()).view(length), 0
-    while at < length and (got := os.preadv(file, [view[at:]], start + at)):
-        at += got
-    if at != length:
-        raise DamagedRow(_short(place, start, at, length))
-    return view
-
-
-def _short(place: str, start: int, found: int, told: int) -> str:
-    return f"{place}: row at offset {start} is {found} bytes long where the table says {told}: cut off, or of another build"
-
-
-class LocalStore:
+class LocalStore(Store):
     """A folder of this machine: one positional read a row."""
-
-    in_flight = 1
 
     def __init__(self, folder: Path) -> None:
         self.where, self._folder = str(folder), folder
         self._files: dict[str, int] = {}  # by name; positional reads share them among threads
 
-    def read_bytes(self, split: str, row: Any, scratch: Scratch | None = None) -> bytes | memoryview:
-        name = table.shard_name(split, int(row["shard"]))
+    def read(self, name: str, start: int, length: int, scratch: Scratch) -> memoryview:
         if name not in self._files:
             self._files[name] = os.open(self._folder / name, os.O_RDONLY)
-        return _read_at(self._files[name], row, scratch, f"{self.where}/{name}")
+        return read_at(self._files[name], start, scratch.view(length))
 
     def read_file(self, name: str) -> bytes:
         return (self._folder / name).read_bytes()
@@ -93,7 +82,7 @@ class LocalStore:
         shutil.copyfile(self._folder / name, path)
 
 
-class S3Store:
+class S3Store(Store):
     """A prefix of a bucket. AWS_ENDPOINT_URL, AWS_PROFILE and the like are honoured, as boto3 does."""
 
     in_flight = 8
@@ -140,12 +129,8 @@ class S3Store:
                     raise OSError(f"{self.where}/{name}: {error}") from None
         raise AssertionError("unreachable")
 
-    def read_bytes(self, split: str, row: Any, scratch: Scratch | None = None) -> bytes | memoryview:
-        name, start, length = table.shard_name(split, int(row["shard"])), int(row["offset"]), int(row["length"])
-        data = self._get(name, Range=f"bytes={start}-{start + length - 1}")
-        if len(data) != length:
-            raise DamagedRow(_short(f"{self.where}/{name}", start, len(data), length))
-        return data
+    def read(self, name: str, start: int, length: int, scratch: Scratch) -> bytes:
+        return self._get(name, Range=f"bytes={start}-{start + length - 1}")
 
     def read_file(self, name: str) -> bytes:
         return self._get(name)
@@ -169,13 +154,13 @@ class Cache:
     bytes: int
 
 
-class CachedStore:
+class CachedStore(Store):
     """Whole shards of another store, fetched once a machine and read locally; the least recently used make room.
 
     A shard in use is never pulled away from a reader: an open file outlives its name.
     """
 
-    def __init__(self, inner: LocalStore | S3Store, cache: Cache) -> None:
+    def __init__(self, inner: Store, cache: Cache) -> None:
         self.where, self._inner, self._bytes = inner.where, inner, cache.bytes
         self.in_flight = max(2, inner.in_flight)  # the next shard is fetched while a row is decoded
         name = "".join(c if c.isalnum() else "-" for c in inner.where).strip("-")[-80:]
@@ -186,14 +171,7 @@ class CachedStore:
         """One for each build: a directory that was built anew has other shards under the same names."""
         return self._place / hashlib.sha256(self._inner.read_file(manifests.NAME)).hexdigest()[:16]
 
-    def read_bytes(self, split: str, row: Any, scratch: Scratch | None = None) -> bytes | memoryview:
-        name = table.shard_name(split, int(row["shard"]))
-        with self._open(name) as file:
-            return _read_at(file, row, scratch, f"{self.where}/{name}")
-
-    @contextlib.contextmanager
-    def _open(self, name: str) -> Iterator[int]:
-        """A descriptor of the cached shard, fetched first if it is not there."""
+    def read(self, name: str, start: int, length: int, scratch: Scratch) -> memoryview:
         path = self._folder / name
         try:
             file = os.open(path, os.O_RDONLY)
@@ -201,7 +179,7 @@ class CachedStore:
             file = self._fetch_locked(name, path)
         try:
             os.utime(file)  # the age that eviction goes by
-            yield file
+            return read_at(file, start, scratch.view(length))
         finally:
             os.close(file)
 
@@ -260,14 +238,12 @@ class ShardDirectory:
 
 def open_directory(where: str, cache: Cache | None = None) -> ShardDirectory:
     """Open a finished shard directory; ValueError (with the fix) if it is none, incomplete or of another build."""
-    store = open_store(where, cache)
-    if "://" not in where:
-        manifest = manifests.load(Path(where))
-        rows = {split: table.load(Path(where) / name) for split, name in table.FILES.items() if (Path(where) / name).exists()}
+    store, folder, local = open_store(where, cache), Path(where), "://" not in where
+    if local:
+        manifest = manifests.load(folder)
         for shard in manifest["shards"]:
-            path = Path(where) / shard["name"]
-            found = path.stat().st_size if path.exists() else None
-            if found != shard["bytes"]:
+            path = folder / shard["name"]
+            if (found := path.stat().st_size if path.exists() else None) != shard["bytes"]:
                 told = "is missing" if found is None else f"is {found} bytes long where the manifest says {shard['bytes']}"
                 raise ValueError(f"{path} {told}: build or copy the directory again (`pipeline verify` tells all)")
     else:
@@ -275,16 +251,14 @@ def open_directory(where: str, cache: Cache | None = None) -> ShardDirectory:
             manifest = manifests.parse(store.read_file(manifests.NAME), f"{where}/{manifests.NAME}")
         except FileNotFoundError:
             raise ValueError(f"{where} has no {manifests.NAME}: not a shard directory, or not wholly uploaded") from None
-        rows = {}
-        with tempfile.TemporaryDirectory() as folder:
-            for split, name in table.FILES.items():
-                if manifest["splits"].get(split, {}).get("rows"):
-                    (Path(folder) / name).write_bytes(store.read_file(name))
-                    rows[split] = table.load(Path(folder) / name).copy()
+    rows = {}
     for split, name in table.FILES.items():
-        told, found_rows = manifest["splits"].get(split, {}).get("rows", 0), rows.setdefault(split, table.make([]))
-        if len(found_rows) != told:
-            raise ValueError(f"{where}: {name} is missing or lists {len(found_rows)} rows where the manifest says {told}")
+        told, rows[split] = manifest["splits"].get(split, {}).get("rows", 0), table.make([])
+        with contextlib.suppress(FileNotFoundError):
+            if told or local:
+                rows[split] = table.decode(store.read_file(name), f"{where}/{name}")
+        if len(rows[split]) != told:
+            raise ValueError(f"{where}: {name} is missing or lists {len(rows[split])} rows where the manifest says {told}")
     if len(rows["train"]) == 0:
         raise ValueError(f"{where} holds no packed rows to train on")
     return ShardDirectory(store=store, manifest=manifest, rows=rows)
