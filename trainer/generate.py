@@ -16,9 +16,10 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from shards.geometry import placeholders
 from trainer.model.decoder import LayerCache
 from trainer.model.vlm import VLM
-from trainer.pixels import ImageViews, count_placeholders, group_views
+from trainer.pixels import ImageViews, group_views
 
 MARKER = "<image>"
 
@@ -62,7 +63,7 @@ def render_prompt(
     ids = [specials["bos"], specials["user_start"]]
     for index, piece in enumerate(pieces):
         if index:
-            ids += [specials["image"]] * count_placeholders(mode, images[index - 1])
+            ids += [specials["image"]] * placeholders(mode, images[index - 1].grid)
         if piece:
             ids += tokenizer.encode(piece, add_special_tokens=False).ids
     return Prompt(ids=(*ids, specials["user_end"], specials["assistant_start"]), images=tuple(images))

@@ -11,8 +11,9 @@ boundary and the bus, and nothing is transposed in a worker. Cost of a 1024-pixe
 
 import io
 import struct
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from shards.geometry import PAD_COLOUR, TILE, get_mode, grid_of, placeholders, placement
+from shards.geometry import PAD_COLOUR, TILE, get_mode, grid_of, placement
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -141,19 +142,9 @@ def view_image(image: Pixels, mode: str) -> ImageViews:
     return ImageViews(view=place(image, mode), tiles=cut_tiles(stitched, grid), grid=grid)
 
 
-def count_placeholders(mode: str, views: ImageViews) -> int:
-    """Placeholder tokens of an image in that mode."""
-    return placeholders(mode, views.grid)
-
-
 def count_views(images: Iterable[tuple[int, int, int]]) -> dict[int, int]:
     """Views of each side, in the order in which sides first come up, that images (side, w, h) take: tiles before their view."""
-    counts: dict[int, int] = {}
-    for side, w, h in images:
-        if w * h:
-            counts[TILE] = counts.get(TILE, 0) + w * h
-        counts[side] = counts.get(side, 0) + 1
-    return counts
+    return dict(Counter(view for side, w, h in images for view in (*[TILE] * (w * h), side)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +178,12 @@ class PixelValues:
         """The same on another device."""
         positions = None if self.positions is None else self.positions.to(device, non_blocking=non_blocking)
         views = {side: pixels.to(device, non_blocking=non_blocking) for side, pixels in self.views.items()}
-        return PixelValues(views=views, images=self.images, positions=positions)
+        return replace(self, views=views, positions=positions)
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """As a tensor's: its memory is used on that stream."""
+        for tensor in (*self.views.values(), *([] if self.positions is None else [self.positions])):
+            tensor.record_stream(stream)
 
 
 def group_views(images: Sequence[ImageViews], positions: Tensor | None = None) -> PixelValues | None:
@@ -200,6 +196,4 @@ def group_views(images: Sequence[ImageViews], positions: Tensor | None = None) -
             parts.setdefault(TILE, []).extend(image.tiles)
         parts.setdefault(len(image.view), []).append(image.view)
     views = {side: torch.from_numpy(np.stack(group)).permute(0, 3, 1, 2) for side, group in parts.items()}
-    return PixelValues(
-        views=views, images=tuple((len(image.view), *image.grid) for image in images), positions=positions
-    )
+    return PixelValues(views=views, images=tuple((len(image.view), *image.grid) for image in images), positions=positions)

@@ -14,8 +14,8 @@ A batch is the triple `inputs, targets, media`, and `model(input_ids=inputs, tar
     media["target_positions"] int64 [n]      where targets are, so that no device is asked
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,8 @@ from shards import geometry, masks
 from shards.reader import DamagedRow, parse_row
 from shards.sample import Sample
 from shards.table import shard_name
-from trainer.pixels import PixelValues, count_views, cut_tiles, decode_image, place
+from trainer.pixels import PixelValues, count_views, cut_tiles, decode_image
+from trainer.pixels import place as place_image
 
 PATCH_BYTES = geometry.PATCH * geometry.PATCH * 3
 VECTORS = 4  # ids, targets, positions, segments
@@ -87,33 +88,45 @@ def row_bytes(rows: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     return vectors + pixels
 
 
-def write_row(data: bytes | memoryview, row: Any, rules: Rules, out: Buffer, *, where: str = "", split: str = "train") -> RowInfo:
+def layout(buffer: Buffer, tokens: int, images: Iterable[tuple[int, int, int]]) -> tuple[npt.NDArray[np.int32], dict[int, Buffer]]:
+    """A row's buffer as its vectors int32 [VECTORS, tokens], and by side the views of its images uint8 [count, side, side, 3]."""
+    vectors = buffer[:4 * VECTORS * tokens].view(np.int32).reshape(VECTORS, tokens)
+    views, at = {}, vectors.nbytes
+    for side, count in count_views(images).items():
+        size = count * side * side * 3
+        views[side] = buffer[at:at + size].reshape(count, side, side, 3)
+        at += size
+    return vectors, views
+
+
+def write_row(data: bytes | memoryview, row: Any, rules: Rules, out: Buffer, *, where: str, split: str = "train") -> RowInfo:
     """Decode one packed row into `out` (at least row_bytes long). DamagedRow, naming shard and offset, if it cannot be."""
-    name = f"{shard_name(split, int(row['shard']))} at offset {int(row['offset'])}"
-    place_name = f"{where}/{name}" if where else name
+    place = f"{where}/{shard_name(split, int(row['shard']))} at offset {int(row['offset'])}"
     try:
-        samples = parse_row(data, row, split)
-        return _write_samples(samples, row, rules, out, place_name)
+        return _write_samples(parse_row(data, row, split), row, rules, out, place)
     except DamagedRow as error:
-        raise DamagedRow(f"{where}/{error}" if where else str(error)) from None
+        raise DamagedRow(f"{where}/{error}") from None
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise DamagedRow(f"{place_name}: {error}") from None
+        raise DamagedRow(f"{place}: {error}") from None
 
 
-def _write_samples(samples: Sequence[Sample], row: Any, rules: Rules, out: Buffer, place_name: str) -> RowInfo:
+def _write_samples(samples: Sequence[Sample], row: Any, rules: Rules, out: Buffer, place: str) -> RowInfo:
+    """Vectors sample by sample; views of one side together, in image order, an image's tiles before its view."""
     total = sum(len(sample.ids) for sample in samples)
     if total > rules.seq_len:
         raise ValueError(f"{total} tokens in a row of {rules.seq_len}")
-    images = _images(samples)
-    if (found := sum(geometry.patches(mode, grid) for _, _, mode, grid in images)) != int(row["patches"]):
+    shown = [[(image["mode"], (int(image["tiles"][0]), int(image["tiles"][1]))) for image in sample.meta["images"]]
+             for sample in samples]
+    if (found := sum(geometry.patches(*image) for images in shown for image in images)) != int(row["patches"]):
         raise ValueError(f"images of {found} patches where the table says {int(row['patches'])}")
-    vectors = out[:4 * VECTORS * total].view(np.int32).reshape(VECTORS, total)
+    all_images = tuple((geometry.get_mode(mode).side, *grid) for images in shown for mode, grid in images)
+    vectors, groups = layout(out, total, all_images)
+    views = {side: iter(group) for side, group in groups.items()}
     at, spans = 0, []
-    for segment, sample in enumerate(samples):
-        wanted = sum(geometry.placeholders(mode, grid) for owner, _, mode, grid in images if owner is sample)
+    for segment, (sample, images) in enumerate(zip(samples, shown)):
         try:
             masks.check(sample.ids, sample.mask, image_id=rules.image_id, pad_id=rules.pad_id, bos_id=rules.bos_id,
-                        placeholders=wanted, vocab_size=rules.vocab_size)
+                        placeholders=sum(geometry.placeholders(*image) for image in images), vocab_size=rules.vocab_size)
         except ValueError as error:
             raise ValueError(f"{sample.key}: {error}") from None
         end = at + len(sample.ids)
@@ -123,34 +136,12 @@ def _write_samples(samples: Sequence[Sample], row: Any, rules: Rules, out: Buffe
         vectors[3, at:end] = segment
         spans.append(SampleSpan(key=sample.key, source=str(sample.meta.get("source", "")), start=at, stop=end))
         at = end
-    info = RowInfo(place=place_name, tokens=total, samples=tuple(spans),
-                   images=tuple((geometry.get_mode(mode).side, *grid) for _, _, mode, grid in images))
-    _write_pixels(images, info.views, out[vectors.nbytes:])
-    return info
-
-
-def _images(samples: Sequence[Sample]) -> list[tuple[Sample, int, str, tuple[int, int]]]:
-    """All images of a row in placeholder order: (sample, index in it, mode, tile grid)."""
-    return [(sample, index, image["mode"], (int(image["tiles"][0]), int(image["tiles"][1])))
-            for sample in samples for index, image in enumerate(sample.meta["images"])]
-
-
-def _write_pixels(images: Sequence[tuple[Sample, int, str, tuple[int, int]]], views: dict[int, int], out: Buffer) -> None:
-    """Views of all images, those of one side together, in image order; an image's tiles come before its view."""
-    groups: dict[int, Iterator[Buffer]] = {}
-    at = 0
-    for side, count in views.items():
-        size = count * side * side * 3
-        groups[side] = iter(out[at:at + size].reshape(count, side, side, 3))
-        at += size
-    for sample, index, mode, grid in images:
-        if grid != (0, 0):
-            stitched = sample.tiles(index)
-            if stitched is None:
-                raise ValueError(f"{sample.key}: image {index} has no tiles where its json tells {grid}")
-            for tile in cut_tiles(decode_image(stitched), grid):
-                next(groups[geometry.TILE])[:] = tile
-        place(decode_image(sample.image(index)), mode, next(groups[geometry.get_mode(mode).side]))
+        for index, (mode, grid) in enumerate(images):
+            if (stitched := sample.tiles(index)) is not None:
+                for tile in cut_tiles(decode_image(stitched), grid):
+                    next(views[geometry.TILE])[:] = tile
+            place_image(decode_image(sample.image(index)), mode, next(views[geometry.get_mode(mode).side]))
+    return RowInfo(place=place, tokens=total, samples=tuple(spans), images=all_images)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +151,7 @@ class Batch:
     inputs: Tensor
     targets: Tensor
     media: dict[str, Any]
-    rows: tuple[RowInfo, ...] = field(default=())
+    rows: tuple[RowInfo, ...] = ()
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.inputs, self.targets, self.media))
@@ -177,19 +168,16 @@ class Batch:
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
         """The same on another device."""
+        inputs, targets = (x.to(device, non_blocking=non_blocking) for x in (self.inputs, self.targets))
         media = {name: None if value is None else value.to(device, non_blocking=non_blocking)
                  for name, value in self.media.items()}
-        return Batch(inputs=self.inputs.to(device, non_blocking=non_blocking), media=media, rows=self.rows,
-                     targets=self.targets.to(device, non_blocking=non_blocking))
+        return replace(self, inputs=inputs, targets=targets, media=media)
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
         """Tell the allocator that this batch, copied on another stream, is used on that one."""
-        pixels: PixelValues | None = self.media["pixel_values"]
-        tensors = [self.inputs, self.targets, *(value for name, value in self.media.items() if name != "pixel_values")]
-        if pixels is not None:
-            tensors += [*pixels.views.values(), *([] if pixels.positions is None else [pixels.positions])]
-        for tensor in tensors:
-            tensor.record_stream(stream)
+        for value in (self.inputs, self.targets, *self.media.values()):
+            if value is not None:
+                value.record_stream(stream)
 
 
 def assemble(rows: Sequence[tuple[RowInfo, Buffer]], rules: Rules, *, height: int = 0, pin: bool = False) -> Batch:
@@ -198,37 +186,28 @@ def assemble(rows: Sequence[tuple[RowInfo, Buffer]], rules: Rules, *, height: in
     Nothing in the batch refers to the buffers any more.
     """
     shape = (max(height, len(rows), 1), rules.seq_len)
-    inputs = np.full(shape, rules.pad_id, np.int64)
-    targets = np.full(shape, masks.IGNORE, np.int64)
-    positions = np.zeros(shape, np.int64)
-    segments = np.full(shape, -1, np.int32)
+    inputs, targets = np.full(shape, rules.pad_id, np.int64), np.full(shape, masks.IGNORE, np.int64)
+    positions, segments = np.zeros(shape, np.int64), np.full(shape, -1, np.int32)
+    arrays: tuple[npt.NDArray[Any], ...] = (inputs, targets, positions, segments)
+    images = tuple(image for info, _ in rows for image in info.images)
+    parts: dict[int, list[Tensor]] = {side: [] for side in count_views(images)}
     for index, (info, buffer) in enumerate(rows):
-        vectors = buffer[:4 * VECTORS * info.tokens].view(np.int32).reshape(VECTORS, info.tokens)
-        arrays: tuple[npt.NDArray[Any], ...] = (inputs, targets, positions, segments)
+        vectors, groups = layout(buffer, info.tokens, info.images)
         for array, vector in zip(arrays, vectors):
             array[index, :info.tokens] = vector
-    images = tuple(image for info, _ in rows for image in info.images)
-    counts = count_views(images)
-    views = {side: torch.empty((count, side, side, 3), dtype=torch.uint8, pin_memory=pin) for side, count in counts.items()}
-    used = dict.fromkeys(counts, 0)
-    for info, buffer in rows:
-        at = 4 * VECTORS * info.tokens
-        for side, count in info.views.items():
-            size = count * side * side * 3
-            source = torch.from_numpy(buffer[at:at + size]).view(count, side, side, 3)
-            views[side][used[side]:used[side] + count].copy_(source)
-            used[side], at = used[side] + count, at + size
+        for side, group in groups.items():
+            parts[side].append(torch.from_numpy(group))
+    views = {}
+    for side, found in parts.items():
+        whole = torch.empty((sum(map(len, found)), side, side, 3), dtype=torch.uint8, pin_memory=pin)
+        views[side] = torch.cat(found, out=whole).permute(0, 3, 1, 2)
 
     def tensor(array: npt.NDArray[Any]) -> Tensor:
         made = torch.from_numpy(array)
         return made.pin_memory() if pin else made
 
-    pixel_values = None
-    if views:
-        pixel_values = PixelValues(
-            views={side: group.permute(0, 3, 1, 2) for side, group in views.items()},
-            images=images,
-            positions=tensor(np.flatnonzero(inputs == rules.image_id)))
+    image_positions = tensor(np.flatnonzero(inputs == rules.image_id))
+    pixel_values = PixelValues(views=views, images=images, positions=image_positions) if views else None
     media = {"pixel_values": pixel_values, "position_ids": tensor(positions), "segment_ids": tensor(segments),
              "target_positions": tensor(np.flatnonzero(targets != masks.IGNORE))}
     return Batch(inputs=tensor(inputs), targets=tensor(targets), media=media, rows=tuple(info for info, _ in rows))
@@ -239,7 +218,6 @@ def exchange_images(pixel_values: PixelValues) -> PixelValues:
 
     A size with a single view gets the padding's gray instead: nothing of that batch could stand in for it.
     """
-    views = {}
-    for side, group in pixel_values.views.items():
-        views[side] = group.roll(1, 0) if len(group) > 1 else torch.full_like(group, geometry.PAD_COLOUR[0])
-    return PixelValues(views=views, images=pixel_values.images, positions=pixel_values.positions)
+    views = {side: group.roll(1, 0) if len(group) > 1 else torch.full_like(group, geometry.PAD_COLOUR[0])
+             for side, group in pixel_values.views.items()}
+    return replace(pixel_values, views=views)
