@@ -139,9 +139,23 @@ def download(recipe: Recipe, *, raw: Path, connections: int = CONNECTIONS, snaps
         if source.converted and (origin := origin_of(source)) not in incomplete:
             folder = local[source.name] if origin is None else raw / origin
             converted[source.name] = convert(converter_of(source), folder, raw / source.root, name=source.name,
-                                             options=options_of(source), workers=workers)
+                                             options=options_of(source), workers=workers, progress=_follow(source.name, watch))
     return Fetched(plan=plan, outcomes=tuple(outcomes), converted=converted, seconds=time.monotonic() - start,
                    revisions={repo: record.revision for repo, record in records.items()}, left_out=left_out)
+
+
+def _follow(name: str, watch: Watch) -> Callable[[int, int], None]:
+    """A conversion's progress as a stage of the watch."""
+    shown: int | None = None
+
+    def step(done: int, units: int) -> None:
+        nonlocal shown
+        if shown is None:
+            watch.stage(f"convert {name}", units, "file")
+        watch.step(done - (shown or 0))
+        shown = done
+
+    return step
 
 
 def _prepare(recipe: Recipe, raw: Path, update: bool, allow_missing: bool,

@@ -120,6 +120,11 @@ def command(recipe: str | None, raw: Path, subsets: tuple[str, ...], seed: int |
             click.echo(f"{source.name} is rendered, not fetched: {make_command(loaded, source, raw)}", err=True)
     for name, why in fetched.left_out.items():
         click.echo(f"left out: {name}: {why}", err=True)
+    for source in loaded.sources:
+        if (done := fetched.converted.get(source.name)) and (lost := sum(done.rejects.values())):
+            reasons = ", ".join(f"{reason} {count:,}" for reason, count in done.rejects.items())
+            click.echo(f"{source.name}: {lost:,} of {done.rows + lost:,} records are left out ({reasons}); each has a line in "
+                       f"{raw / source.root}/rejects-*.jsonl", err=True)
     click.echo(json.dumps(summary(loaded, raw, fetched)))
     failed = fetched.files("failed")
     for outcome in failed[:SHOWN]:

@@ -5,8 +5,9 @@
     olmocr.py   olmOCR-mix-1025: pages of PDFs in tarballs, rendered (extra `pdf`)
 
 `convert` cuts the input into units, each a bounded number of records, and writes one parquet file a unit under a temporary
-name: raw/local/NAME/train-00003-of-00012.parquet. A killed run goes on with the units that are missing; `converted.json`,
-written last, says that all are there and what was left out. The same input gives the same bytes, whatever the workers.
+name: raw/local/NAME/train-00003-of-00012.parquet, with a line in rejects-00003-of-00012.jsonl for each record that was left
+out. A killed run goes on with the units that are missing; `converted.json`, written last, says that all are there and counts
+both. The same input gives the same bytes, whatever the workers.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from typing import Any, Protocol
 
 from pipeline.convert import jsonl, llava, olmocr
 from pipeline.convert.rows import Job
-from pipeline.convert.run import Converted, run_job, seen_files
+from pipeline.convert.run import Converted, Progress, run_job, seen_files
 
 
 class MakeJob(Protocol):
@@ -44,13 +45,16 @@ CONVERTERS: dict[str, Converter] = {
 }
 
 
-def convert(converter: str, source: Path, out: Path, *, name: str, options: Any = None, workers: int = 1) -> Converted:
+def convert(
+    converter: str, source: Path, out: Path, *, name: str, options: Any = None, workers: int = 1,
+    progress: Progress = lambda done, units: None,
+) -> Converted:
     """Converts a source below `out` (raw/local/NAME); does nothing when that is already done for this input.
 
     options: the source's options (the recipe's `kind` decides their class); None takes the defaults. Raises ValueError for
     input that cannot be read at all, or when `out` holds files that no conversion made.
     """
-    return run_job(CONVERTERS[converter].job(source, name=name, options=options), out, workers=workers)
+    return run_job(CONVERTERS[converter].job(source, name=name, options=options), out, workers=workers, progress=progress)
 
 
 def changed(source: Path, out: Path) -> bool:

@@ -3,8 +3,8 @@
     images: list<struct<bytes: binary, path: string>>    texts: list<struct<user: string, assistant: string>>    source: string
 
 `source` is where the row is from (a file and its line), so that a sample can be traced. Row groups end at GROUP_ROWS rows or
-GROUP_BYTES of images, which is all that is held in memory. Rejects are counted in the file's own metadata: a file that is
-there is whole and knows what it left out.
+GROUP_BYTES of images, which is all that is held in memory. What is left out is counted in the file's own metadata, with the first
+detail of each reason, and written line by line to a JSONL beside it: a file that is there is whole and knows what it left out.
 """
 
 import json
@@ -69,13 +69,18 @@ class Job(Protocol):
         ...
 
 
+def rejects_path(path: Path) -> Path:
+    """The JSONL of what the unit of the file `path` left out ({"reason", "detail"} a line); not there when that is nothing."""
+    return path.with_name(path.name.replace("train-", "rejects-", 1)).with_suffix(".jsonl")
+
+
 def write_unit(job: Job, unit: int, path: Path) -> None:
-    """Writes one unit's file: a temporary name, fsync, rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Writes one unit's files: temporary names, fsync, rename; the rows last."""
+    temporary, lines = (path.with_name(f".{name}.{os.getpid()}.tmp") for name in (path.name, rejects_path(path).name))
     rejects: Counter[str] = Counter()
     examples: dict[str, str] = {}
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "wb") as file, open(lines, "w", encoding="utf-8") as left_out:
             with pq.ParquetWriter(
                 file, SCHEMA, use_dictionary=False, write_statistics=False, store_schema=True,
                 compression={"images.list.element.bytes": "NONE", "images.list.element.path": "ZSTD", "source": "ZSTD",
@@ -89,6 +94,7 @@ def write_unit(job: Job, unit: int, path: Path) -> None:
                     if isinstance(row, Reject):
                         rejects[row.reason] += 1
                         examples.setdefault(row.reason, row.detail)
+                        left_out.write(json.dumps({"reason": row.reason, "detail": row.detail}) + "\n")
                         continue
                     group.append(row)
                     size += sum(len(data) for _, data in row.images)
@@ -99,11 +105,15 @@ def write_unit(job: Job, unit: int, path: Path) -> None:
                     writer.write_table(_table(group))
                 told = {"rejects": dict(sorted(rejects.items())), "examples": dict(sorted(examples.items()))}
                 writer.add_key_value_metadata({REJECTS: json.dumps(told).encode()})
-            file.flush()
-            os.fsync(file.fileno())
+            for written in (file, left_out):
+                written.flush()
+                os.fsync(written.fileno())
+        if rejects:
+            os.replace(lines, rejects_path(path))
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+        lines.unlink(missing_ok=True)
 
 
 def read_counts(path: Path) -> tuple[int, dict[str, int], dict[str, str]]:

@@ -9,19 +9,22 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.convert.rows import Job, read_counts, write_unit
+from pipeline.convert.rows import Job, read_counts, rejects_path, write_unit
 from pipeline.hub.record import sync_folder, write_atomic
 
 DONE, STARTED = "converted.json", ".converting.json"
 VERSION = 1
 
 Progress = Callable[[int, int], None]
-"""Called with (units done, units in all)."""
+"""Called with (units done, units in all), first before any is begun."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Converted:
-    """What a conversion gave. rejects: records left out, by reason; examples: the first detail of each reason."""
+    """What a conversion gave. rejects: records left out, by reason; examples: the first detail of each reason.
+
+    Each record that was left out has a line in a `rejects-*.jsonl` beside the unit's file.
+    """
 
     files: int
     rows: int
@@ -34,7 +37,7 @@ def unit_path(out: Path, unit: int, units: int) -> Path:
     return out / f"train-{unit:05d}-of-{units:05d}.parquet"
 
 
-def run_job(job: Job, out: Path, *, workers: int = 1, progress: Progress | None = None) -> Converted:
+def run_job(job: Job, out: Path, *, workers: int = 1, progress: Progress = lambda done, units: None) -> Converted:
     """Writes the units that are not there yet, then `converted.json`. See pipeline.convert.convert for the errors."""
     identity = {"version": VERSION, **job.identity, "units": job.units}
     if (done := _load(out / DONE)) and done.get("identity") == identity:
@@ -44,12 +47,12 @@ def run_job(job: Job, out: Path, *, workers: int = 1, progress: Progress | None 
     _begin(out, identity)
     missing = [unit for unit in range(job.units) if not unit_path(out, unit, job.units).is_file()]
     finished = job.units - len(missing)
+    progress(finished, job.units)
     if workers <= 1 or len(missing) == 1:
         for unit in missing:
             write_unit(job, unit, unit_path(out, unit, job.units))
             finished += 1
-            if progress:
-                progress(finished, job.units)
+            progress(finished, job.units)
     else:
         # spawn: a forked child would inherit the parent's threads' locks (pyarrow, the HTTP client)
         context = multiprocessing.get_context("spawn")
@@ -59,8 +62,7 @@ def run_job(job: Job, out: Path, *, workers: int = 1, progress: Progress | None 
                 for task in as_completed(tasks):
                     task.result()
                     finished += 1
-                    if progress:
-                        progress(finished, job.units)
+                    progress(finished, job.units)
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -87,6 +89,7 @@ def _begin(out: Path, identity: dict[str, Any]) -> None:
     if known != identity:
         for path in present:
             path.unlink()
+            rejects_path(path).unlink(missing_ok=True)
     write_atomic(out / STARTED, json.dumps(identity).encode())
 
 

@@ -97,13 +97,19 @@ def test_a_folder_of_files_of_every_kind(tmp_path: Path) -> None:
                      ("<image>\nfour", 1)]  # fmt: skip
 
 
-def test_bad_records_are_counted_with_an_example(tmp_path: Path) -> None:
+def test_bad_records_are_counted_and_each_has_a_line(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps(talk("fine \ud800")) + "\n{\n" + json.dumps([{"role": "user", "content": "q"}] * 2) + "\n")
     done = convert("jsonl", path, tmp_path / "out", name="mine")
     assert (done.rows, done.rejects) == (1, {"json": 1, "roles": 1})
     assert done.examples["json"].startswith("a.jsonl#1: not JSON")
     assert read_back(tmp_path / "out", "jsonl")[0].messages[0].content == "fine \ufffd"
+    lines = [json.loads(line) for line in (tmp_path / "out" / "rejects-00000-of-00001.jsonl").read_text().splitlines()]
+    assert [line["reason"] for line in lines] == ["json", "roles"]
+    assert [line["detail"].split(":")[0] for line in lines] == ["a.jsonl#1", "a.jsonl#2"]
+    path.write_text(json.dumps(talk("fine")) + "\n")
+    assert convert("jsonl", path, tmp_path / "out", name="mine").rejects == {}
+    assert not list((tmp_path / "out").glob("rejects*")), "they told of the earlier input"
 
 
 def test_other_libraries_open_it(tmp_path: Path) -> None:

@@ -106,6 +106,16 @@ def test_download_then_plan_offline(hub: HubServer, recipe: str, tmp_path: Path,
     assert json.loads(more.stdout)["missing"][0]["command"].startswith("pipeline download --recipe")
 
 
+def test_records_left_out_of_a_conversion_are_told_of_and_written_down(tmp_path: Path) -> None:
+    good = json.dumps([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}])
+    (tmp_path / "talk.jsonl").write_text(f"{good}\n{{bad\n{good}\n[]\n")
+    (tmp_path / "talk.toml").write_text('name = "talk"\n[sources.talk]\nkind = "custom_json"\npath = "talk.jsonl"\n')
+    result = run("download", "--recipe", str(tmp_path / "talk.toml"), "--raw", str(tmp_path / "raw"))
+    assert "talk: 2 of 4 records are left out (json 1, no-answer 1)" in result.stderr
+    lines = (tmp_path / "raw" / "local" / "talk" / "rejects-00000-of-00001.jsonl").read_text().splitlines()
+    assert [json.loads(line)["reason"] for line in lines] == ["json", "no-answer"]
+
+
 def test_a_second_download_asks_for_no_file(hub: HubServer, recipe: str, tmp_path: Path) -> None:
     raw = str(tmp_path / "raw")
     run("download", "--recipe", recipe, "--raw", raw)
