@@ -238,6 +238,14 @@ def evaluate(
     ]
 
 
+def report_folder(weights: Path, split: str) -> Path:
+    """Where a report goes by default: in the weights' folder, or, since a run removes its old checkpoints, beside those."""
+    place = weights.resolve()
+    if checkpoint.NAME.fullmatch(place.name):
+        return place.parent / f"evaluation-{split}-{place.name}"
+    return place / f"evaluation-{split}"
+
+
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Score a checkpoint's own text by source, beside a blind control.",
@@ -254,7 +262,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--examples", type=int, default=4, help="shown a source, the first ones (default: %(default)s)")
     parser.add_argument("--device", type=usable_device, default="cuda" if torch.cuda.is_available() else "cpu",
                         help="default: %(default)s")  # fmt: skip
-    parser.add_argument("--out", type=Path, help="folder of the report (default: evaluation-SPLIT beside the weights)")
+    parser.add_argument("--out", type=Path, help="folder of the report (default: evaluation-SPLIT-STEP in the run's folder)")
     return parser.parse_args()
 
 
@@ -270,7 +278,7 @@ def main() -> None:
         questions, left_out = gather(directory, args.split, args.limit, args.source, turns=args.turns)
         if not questions:
             raise ValueError(f"{args.shards} has no {args.split} answers to ask for; try --split train")
-        out = args.out or folder / f"evaluation-{args.split}"
+        out = args.out or report_folder(folder, args.split)
         out.mkdir(parents=True, exist_ok=True)  # what cannot be written is told before the questions are asked
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

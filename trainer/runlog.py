@@ -10,10 +10,11 @@ import importlib.util
 import json
 import os
 import sys
+import uuid
 from pathlib import Path
 from typing import Any, TextIO
 
-STEPS, EVENTS = "log.jsonl", "events.jsonl"
+STEPS, EVENTS, WANDB_ID = "log.jsonl", "events.jsonl", "wandb.id"
 
 
 def rewind(path: Path, step: int) -> None:
@@ -41,8 +42,11 @@ def _tensorboard(out: Path) -> Any:
 def _wandb(out: Path, settings: dict[str, Any]) -> Any:
     import wandb
 
+    path = out / WANDB_ID  # kept, so that a resumed run goes on there; drawn, so that another run of this name does not
+    if not path.exists():
+        path.write_text(uuid.uuid4().hex, "utf-8")
     return wandb.init(project=os.environ.get("WANDB_PROJECT", "nano-deepseek-ocr"), name=out.name, dir=str(out),
-                      config=settings, id=out.name, resume="allow")
+                      config=settings, id=path.read_text("utf-8"), resume="allow")
 
 
 class RunLog:

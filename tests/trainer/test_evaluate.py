@@ -16,7 +16,7 @@ from PIL import Image
 from shards import geometry, sample
 from shards.sample import Sample
 from tests.trainer import synthetic
-from trainer import evaluate
+from trainer import checkpoint, evaluate
 from trainer.data.store import open_directory
 from trainer.evaluate import Question, StoredImage, exchange, gather, questions_of
 from trainer.generate import Prompt, load_tokenizer, special_ids
@@ -257,6 +257,12 @@ def test_evaluate_command(shards: Path, run: Path, tmp_path: Path, command: Comm
         status, _, error = command(sample_main, "--checkpoint", run, "--prompt", "a", "--temperature", value)
         assert status == 2
         assert f"'{value}' is not a finite number of at least 0" in error
+
+
+def test_a_report_outlives_the_checkpoint_it_is_about(run: Path, tmp_path: Path) -> None:
+    weights = checkpoint.find(run, "best")
+    assert evaluate.report_folder(weights, "val") == run.resolve() / f"evaluation-val-{weights.name}"
+    assert evaluate.report_folder(tmp_path, "val") == tmp_path.resolve() / "evaluation-val"
 
 
 def test_evaluate_refuses_another_tokenizer(shards: Path, run: Path, tmp_path: Path, command: Command) -> None:

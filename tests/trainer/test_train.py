@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -280,6 +281,23 @@ def test_a_tracker_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(runlog.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ValueError, match="--track wandb needs the package wandb"):
         runlog.RunLog(tmp_path, {}, track="wandb")
+
+
+def test_a_run_keeps_its_id_at_the_tracker_and_shares_it_with_no_namesake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def init(**given: Any) -> SimpleNamespace:
+        seen.append(given)
+        return SimpleNamespace(finish=lambda: None)
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    monkeypatch.setattr(runlog.importlib.util, "find_spec", lambda _: True)
+    for place in ("a", "a", "b"):
+        (tmp_path / place / "run").mkdir(parents=True, exist_ok=True)
+        runlog.RunLog(tmp_path / place / "run", {}, track="wandb").close()
+    first, again, other = (given["id"] for given in seen)
+    assert first == again != other
+    assert {given["name"] for given in seen} == {"run"}
 
 
 @pytest.mark.parametrize("more", [("--stop-after", "nan"), ("--cache-gb", "inf"), ("--cache-gb", "-1")])
