@@ -21,7 +21,7 @@ class DaliIndex:
 
     def add(self, members: Sequence[tuple[str, int, int, str]]) -> None:
         """Add one sample from its members' (suffix, data offset, size, name)."""
-        self._lines.append(" ".join(f"{suffix} {offset} {size} {name}" for suffix, offset, size, name in members))
+        self._lines.append(" ".join([f"{suffix} {offset} {size} {name}" for suffix, offset, size, name in members]))
 
     def encode(self) -> bytes:
         """The whole file."""
