@@ -15,7 +15,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Role = Literal["system", "user", "assistant"]
 
@@ -43,16 +43,14 @@ class Reject(ValueError):
         return Reject, (self.reason, self.detail)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Part:
+class Part(NamedTuple):
     """One part of an answer that uses a tool: text, the code handed to the tool, or what the tool printed."""
 
     kind: Literal["text", "python", "output"]
     text: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Message:
+class Message(NamedTuple):
     """One message. `parts` is set for tool use only; `content` is then the source's own text."""
 
     role: Role
@@ -84,6 +82,8 @@ class Conversation:
 
     def __post_init__(self) -> None:
         assert len(self.anchors) == len(self.images), (self.source, self.row)
+        if not self.anchors:
+            return
         assert tuple(sorted(self.anchors)) == self.anchors, (self.source, self.row)
         for message, offset in self.anchors:
             assert self.messages[message].content.startswith(MARKER, offset), (self.source, self.row)
@@ -91,7 +91,7 @@ class Conversation:
     @property
     def answers(self) -> int:
         """How many answers, that is turns, the conversation has."""
-        return sum(message.role == "assistant" for message in self.messages)
+        return [message.role for message in self.messages].count("assistant")
 
     def key_hash(self) -> bytes:
         """16 bytes that twins share: a hash of the split key, else of the images, else of the text."""
@@ -102,8 +102,7 @@ class Conversation:
             for image in self.images:
                 digest.update(b"image\0" + hashlib.blake2b(image, digest_size=32).digest())
         else:
-            for message in self.messages:
-                digest.update(f"{message.role}\0{message.content}\0".encode())
+            digest.update("".join([f"{role}\0{content}\0" for role, content, _ in self.messages]).encode())
         return digest.digest()
 
 
@@ -162,13 +161,15 @@ def put_in_front(messages: Sequence[Message], images: int) -> tuple[tuple[Messag
 
 def check_messages(messages: Sequence[Message]) -> None:
     """Raises Reject unless: an optional system message, then user and assistant in turn, an answer last, size bounded."""
-    body = messages[1:] if messages and messages[0].role == "system" else messages
-    for index, message in enumerate(body):
-        if message.role != ("user", "assistant")[index % 2]:
-            raise Reject("roles", f"message {index} is {message.role!r}; user and assistant must alternate")
-    if not body or len(body) % 2:
+    roles = [message.role for message in messages]
+    if roles[:1] == ["system"]:
+        del roles[0]
+    for index, role in enumerate(roles):
+        if role != ("user", "assistant")[index % 2]:
+            raise Reject("roles", f"message {index} is {role!r}; user and assistant must alternate")
+    if not roles or len(roles) % 2:
         raise Reject("no-answer", "the conversation does not end with an answer")
-    if (size := sum(len(message.content) for message in messages)) > MAX_TEXT:
+    if (size := sum([len(message.content) for message in messages])) > MAX_TEXT:
         raise Reject("text-too-long", f"{size} characters; the limit is {MAX_TEXT}")
     if len(messages) > MAX_MESSAGES:
         raise Reject("too-many-turns", f"{len(messages)} messages; the limit is {MAX_MESSAGES}")

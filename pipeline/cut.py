@@ -15,8 +15,8 @@ Cost: a sample that fits costs a comparison; a split one is rendered again.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
+from typing import Literal, NamedTuple
 
 from pipeline.conversation import Conversation, Reject, turns_of
 from pipeline.render import Rendered, render_conversations
@@ -28,8 +28,7 @@ Overlong = Literal["truncate", "split", "drop"]
 OVERLONG: tuple[Overlong, ...] = ("truncate", "split", "drop")
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Fitted:
+class Fitted(NamedTuple):
     """One sample that fits a row.
 
     images: which of the row's images it holds, by index (conversation.images are these). cut: what was left out, in plain
@@ -123,8 +122,8 @@ def _split(
         raise lost[0]
     pieces = [done[index] for index in sorted(done)]
     if lost:  # said on the first sample, so that the turns that had no room are counted
-        pieces[0] = replace(pieces[0], cut=", ".join(filter(None, [pieces[0].cut, f"{len(lost)} turns had no room"])))
-    return tuple(replace(piece, part=(index, len(pieces))) for index, piece in enumerate(pieces))
+        pieces[0] = pieces[0]._replace(cut=", ".join(filter(None, [pieces[0].cut, f"{len(lost)} turns had no room"])))
+    return tuple(piece._replace(part=(index, len(pieces))) for index, piece in enumerate(pieces))
 
 
 def _halves(group: Sequence[Unit], tokens: int, seq_len: int) -> list[tuple[Unit, ...]]:

@@ -12,7 +12,7 @@ header; others are tokenized again.
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -59,7 +59,7 @@ def recut(sample: Sample, info: SampleInfo, *, seq_len: int, rule: Overlong, tok
             whole, gone = again, gone - (len(again.ids) - len(stored.ids))
     if whole is not None:
         first, *more = fit_to_length(conversation, whole, counts, seq_len=seq_len, rule=rule, tokenizer=tokenizer)
-        fitted = (replace(first, cut=_more_lost(first.cut, gone)), *more)
+        fitted = (first._replace(cut=_more_lost(first.cut, gone)), *more)
     else:
         fitted = (_cut_further(conversation, stored, counts, info, seq_len, rule),)
     images = _images(sample, info)
@@ -109,7 +109,7 @@ def _cut_further(conversation: Conversation, stored: Rendered, counts: Sequence[
     if sum(counts) > seq_len:
         raise Reject("images-exceed-length", f"{sum(counts)} image tokens; seq_len is {seq_len}")
     fitted = cut(conversation, stored, everything, seq_len)
-    return replace(fitted, cut="; then ".join(filter(None, [info.cut, fitted.cut])))
+    return fitted._replace(cut="; then ".join(filter(None, [info.cut, fitted.cut])))
 
 
 def _conversation(sample: Sample, info: SampleInfo) -> tuple[Conversation, str]:

@@ -87,7 +87,7 @@ def _join_turns(conversation: Conversation, units: Sequence[Unit]) -> Joined:
     images = tuple(image for image, (message, _) in enumerate(conversation.anchors) if message < end)
     front = [image for image in images if conversation.anchors[image][0] not in place]
     messages = [conversation.messages[index] for index in own]
-    messages[user] = replace(messages[user], content=_LINE * len(front) + messages[user].content)
+    messages[user] = messages[user]._replace(content=_LINE * len(front) + messages[user].content)
     anchors = []
     for image in images:
         message, offset = conversation.anchors[image]
@@ -107,4 +107,4 @@ def _without_markers(conversation: Conversation, index: int) -> Message:
     text = message.content
     for _, offset in reversed([anchor for anchor in conversation.anchors if anchor[0] == index]):
         text = text[:offset] + text[offset + len(MARKER) :].removeprefix("\n")
-    return replace(message, content=text)
+    return message._replace(content=text)

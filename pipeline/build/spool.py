@@ -6,15 +6,14 @@ scratch file as they come, and are copied out in packed order. Memory: about 300
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, NamedTuple, Self
 
 from shards.writer import Fields, PackedSample
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SampleInfo:
+class SampleInfo(NamedTuple):
     """What is known of a sample beside its members; the columns of samples.parquet but for its place.
 
     tokens, targets, answer_tokens: ids, trained labels and those of answers. sizes: "WxH" as stored, one an image.
@@ -36,6 +35,10 @@ class SampleInfo:
     bytes: int
 
 
+Place = tuple[int, tuple[str, ...], tuple[int, ...]]
+"""Where a sample lies: its offset, the suffixes of its members, and their sizes."""
+
+
 class Spool:
     """Append-only file of members with an index in memory. Reading begins when writing has ended."""
 
@@ -43,16 +46,17 @@ class Spool:
         self._path = path
         self._out: IO[bytes] | None = open(path, "wb", buffering=1 << 20)
         self._in = -1
-        self._places: list[tuple[int, tuple[tuple[str, int], ...]]] = []
+        self._places: list[Place] = []
         self.infos: list[SampleInfo] = []
         self._end = 0
 
     def add(self, fields: Fields, info: SampleInfo) -> None:
         """Append one sample."""
         assert self._out is not None
-        self._places.append((self._end, tuple([(suffix, len(data)) for suffix, data in fields])))
+        suffixes, data = zip(*fields)
+        self._places.append((self._end, suffixes, tuple(map(len, data))))
         self.infos.append(info)
-        self._end += self._out.write(b"".join([data for _, data in fields]))
+        self._end += self._out.write(b"".join(data))
 
     def end(self) -> None:
         """No sample follows; what was added is in the file."""
@@ -65,16 +69,13 @@ class Spool:
         if self._in < 0:
             self.end()
             self._in = os.open(self._path, os.O_RDONLY)
-        offset, members = self._places[index]
+        offset, suffixes, sizes = self._places[index]
         info = self.infos[index]
-        wanted = sum([size for _, size in members])
-        data = memoryview(os.pread(self._in, wanted, offset))
-        assert len(data) == wanted, f"{self._path} is shorter than its index"
-        fields, at = [], 0
-        for suffix, size in members:
-            fields.append((suffix, data[at:at + size]))
-            at += size
-        return PackedSample(fields=fields, tokens=info.tokens, images=info.images, patches=info.patches)
+        data = memoryview(os.pread(self._in, sum(sizes), offset))
+        stops = tuple(accumulate(sizes))
+        assert len(data) == stops[-1], f"{self._path} is shorter than its index"
+        fields = [(suffix, data[stop - size:stop]) for suffix, size, stop in zip(suffixes, sizes, stops)]
+        return PackedSample(fields, info.tokens, info.images, info.patches)
 
     def __len__(self) -> int:
         return len(self.infos)
@@ -91,7 +92,8 @@ class Spool:
     def save_index(self, path: Path) -> None:
         """Write the index, so that `open_spool` can read the samples in another process."""
         self.end()
-        path.write_text(json.dumps({"places": self._places, "infos": [asdict(info) for info in self.infos]}))
+        path.write_text(json.dumps({"places": [(offset, list(zip(suffixes, sizes))) for offset, suffixes, sizes in self._places],
+                                    "infos": [info._asdict() for info in self.infos]}))
 
 
 def open_spool(data: Path, index: Path) -> Spool:
@@ -99,8 +101,8 @@ def open_spool(data: Path, index: Path) -> Spool:
     stored = json.loads(index.read_text())
     spool = Spool.__new__(Spool)
     spool._path, spool._out, spool._in = data, None, -1
-    spool._places = [(offset, tuple((suffix, size) for suffix, size in members)) for offset, members in stored["places"]]
+    spool._places = [(offset, *zip(*members)) for offset, members in stored["places"]]
     spool.infos = [SampleInfo(**{**info, "modes": tuple(info["modes"]), "sizes": tuple(info["sizes"])})
                    for info in stored["infos"]]
-    spool._end = sum(size for _, members in spool._places for _, size in members)
+    spool._end = sum(sum(sizes) for _, _, sizes in spool._places)
     return spool

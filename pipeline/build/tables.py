@@ -6,7 +6,6 @@ the number of shards.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,7 +22,7 @@ SAMPLES = pa.schema([
     ("bytes", pa.uint64())])
 REJECTS = pa.schema([("source", pa.string()), ("row", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
 _GROUP = 50_000
-_info = attrgetter(*SAMPLES.names[4:])
+assert tuple(SAMPLES.names[4:]) == SampleInfo._fields
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +37,7 @@ class RejectLine:
 
 def samples_table(entries: Sequence[tuple[str, str, int, int, SampleInfo]]) -> pa.Table:
     """A table of (key, split, shard, packed row in its shard, info) entries."""
-    rows = [(*entry[:4], *_info(entry[4])) for entry in entries]
+    rows = [(*entry[:4], *entry[4]) for entry in entries]
     columns = list(zip(*rows)) if rows else [()] * len(SAMPLES.names)
     return pa.Table.from_arrays([pa.array(column, field.type) for column, field in zip(columns, SAMPLES)], schema=SAMPLES)
 

@@ -13,11 +13,11 @@ import json
 import os
 import shutil
 import traceback
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 from pipeline.build import tables
 from pipeline.build.blocks import BlockReader
@@ -42,7 +42,6 @@ from shards.writer import Fields, partial_path, publish, sync_folder, write_file
 BATCH_ROWS = 64
 BATCH_CHARS = 2_000_000
 BATCH_BYTES = 16 << 20  # of images, as they came and as they are stored
-_META = json.JSONEncoder(ensure_ascii=False, sort_keys=True)
 _quoted = json.encoder.encode_basestring  # a JSON string that keeps what is not ASCII
 RENDER = "tokenizing"  # what a heartbeat says while a whole batch is worked on
 WRITE = "writing"
@@ -66,8 +65,7 @@ class Folders:
     scratch: Path
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pending:
+class Pending(NamedTuple):
     """A conversation with its images fitted, waiting for its batch to be tokenized."""
 
     spec: SourceSpec
@@ -220,16 +218,12 @@ class Task:
 
     def _spool(self, item: Pending, sample: Fitted, spool: Spool) -> None:
         images = [item.images[index] for index in sample.images]
-        rendered, counts = sample.rendered, self.counts[item.spec.name]
+        rendered = sample.rendered
         fields = members(sample_json(sample, images), rendered.ids, rendered.mask, image_members(images))
         info = describe(sample, images, fields)
         # a repeat is the same sample under another key; twins share their key's hash, so they stay on one side of the split
         for _ in range(item.spec.repeats):
             spool.add(fields, info)
-        for key, value in (("samples", 1), ("images", info.images), ("tokens", info.tokens), ("targets", info.targets),
-                           ("answer_tokens", info.answer_tokens), ("bytes", info.bytes), ("kept_images", info.kept_images),
-                           ("cut", bool(sample.cut)), ("val_samples", item.val)):
-            counts[key] += value * item.spec.repeats
 
     def _publish(self, work: Path, train: Spool, val: Spool) -> dict[str, Any]:
         packed = pack([info.tokens for info in train.infos], [info.patches for info in train.infos],
@@ -246,6 +240,8 @@ class Task:
         tables.write(results / "rejects.parquet", [tables.rejects_table(self.rejects)], tables.REJECTS)
         val.save_index(results / "val.json")
         publish(work / "val.bin", results / "val.bin")
+        self._count(train.infos, val=False)
+        self._count(val.infos, val=True)
         result = {"shard": asdict(entry), "counts": {name: dict(count) for name, count in self.counts.items()},
                   "plan": self.plan.id}
         write_file(results / "result.json", json.dumps(result, sort_keys=True).encode())
@@ -258,6 +254,16 @@ class Task:
                 raise
         sync_folder(target.parent)
         return result
+
+    def _count(self, infos: Sequence[SampleInfo], *, val: bool) -> None:
+        """Add samples to the counts of their sources."""
+        found = defaultdict[str, list[SampleInfo]](list)
+        for info in infos:
+            found[info.source].append(info)
+        for source, own in found.items():
+            columns = dict(zip(SampleInfo._fields, zip(*own)))
+            sums = {name: sum(columns[name]) for name in ("images", "tokens", "targets", "answer_tokens", "bytes", "kept_images")}
+            self.counts[source].update(sums, samples=len(own), val_samples=val * len(own), cut=len(own) - columns["cut"].count(""))
 
 
 def describe(sample: Fitted, images: list[FittedImage], fields: Fields) -> SampleInfo:
@@ -287,24 +293,27 @@ def sample_json(sample: Fitted, images: list[FittedImage], part: str = "") -> by
 
     Written out here, since a general encoder with the dicts that it wants takes three times as long, for every sample.
     """
-    conversation, meta = sample.conversation, "{}"
-    part = ", ".join(filter(None, [part, f"{sample.part[0] + 1}/{sample.part[1]}" if sample.part[1] > 1 else ""]))
-    if part or conversation.meta:
-        meta = _META.encode({**conversation.meta, "part": part} if part else dict(conversation.meta))
+    conversation = sample.conversation
+    facts = conversation.meta
+    if sample.part[1] > 1:
+        part = ", ".join(filter(None, [part, f"{sample.part[0] + 1}/{sample.part[1]}"]))
+    if part:
+        facts = {**facts, "part": part}
+    meta = ", ".join([f"{_quoted(key)}: {_quoted(facts[key])}" for key in sorted(facts)])
     messages = ",".join([
-        f'{{"content":{_quoted(message.content)},"parts":[{_parts(message.parts)}],"role":"{message.role}"}}'
-        for message in conversation.messages])
+        f'{{"content":{_quoted(content)},"parts":[{_parts(parts) if parts else ""}],"role":"{role}"}}'
+        for role, content, parts in conversation.messages])
     pictures = ",".join([
         f'{{"height":{image.height},"message":{anchor[0]},"mode":"{image.mode}","offset":{anchor[1]},'
         f'"placeholders":{geometry.placeholders(image.mode, image.tiles)},"source_height":{image.source_height},'
         f'"source_width":{image.source_width},"tiles":[{image.tiles[0]},{image.tiles[1]}],"width":{image.width}}}'
         for anchor, image in zip(conversation.anchors, images)])
-    return utf8(f'{{"cut":{_quoted(sample.cut)},"images":[{pictures}],"messages":[{messages}],"meta":{_quoted(meta)},'
+    return utf8(f'{{"cut":{_quoted(sample.cut)},"images":[{pictures}],"messages":[{messages}],"meta":{_quoted(f"{{{meta}}}")},'
                 f'"row":{_quoted(conversation.row)},"source":{_quoted(conversation.source)}}}')
 
 
 def _parts(parts: tuple[Part, ...]) -> str:
-    return ",".join([f'{{"kind":"{part.kind}","text":{_quoted(part.text)}}}' for part in parts])
+    return ",".join([f'{{"kind":"{kind}","text":{_quoted(text)}}}' for kind, text in parts])
 
 
 def reject_unexpected(error: BaseException) -> NoReturn:
