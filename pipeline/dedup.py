@@ -17,10 +17,8 @@ core); 56 bytes of memory a row and 40 on disk an image.
 import dataclasses
 import hashlib
 import json
-import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +28,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.build.blocks import BlockReader
-from pipeline.build.local import die_with_parent
 from pipeline.conversation import Conversation, Reject
 from pipeline.footers import cache_folder
 from pipeline.plan import Block, Plan, options_of
+from pipeline.processes import open_pool
 from pipeline.recipe import Recipe, RecipeError
 from pipeline.sources import KINDS
 
@@ -146,8 +144,7 @@ def _run(plan: Plan, todo: dict[int, list[Block]], workers: int) -> Iterable[tup
     small = dataclasses.replace(plan, shards=())  # what travels to the workers
     while todo:
         alone = any(lost[number] for number in todo)  # after a loss one at a time, to learn which file it is
-        with ProcessPoolExecutor(1 if alone else max(1, min(workers, len(todo))), initializer=die_with_parent,
-                                 mp_context=multiprocessing.get_context("spawn"), initargs=(os.getpid(),)) as pool:
+        with open_pool(1 if alone else max(1, min(workers, len(todo)))) as pool:
             waiting = [(number, pool.submit(hash_file, small, tuple(blocks))) for number, blocks in todo.items()]
             for number, future in waiting:
                 try:

@@ -13,12 +13,11 @@ Cost: reading and writing every byte once, about 200 MB/s a core; a worker maps 
 import hashlib
 import json
 import mmap
-import multiprocessing
 import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,12 +28,12 @@ import pyarrow.parquet as pq
 
 from pipeline.build import card, tables
 from pipeline.build.finalize import max_images, split_totals
-from pipeline.build.local import die_with_parent
 from pipeline.build.spool import SampleInfo
 from pipeline.build.state import BuildState, begun, busy, discard
 from pipeline.build.tables import RejectLine
 from pipeline.conversation import Reject
 from pipeline.pack import pack
+from pipeline.processes import open_pool
 from pipeline.recut import Piece, needs_recut, recut
 from pipeline.seeds import rng
 from pipeline.tokens import prepare
@@ -125,8 +124,7 @@ def _run(job: Job, names: list[str], workers: int) -> Iterator[dict[str, Any]]:
     if workers <= 1:
         yield from (repack_shard(job, name) for name in names)
         return
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=die_with_parent,
-                             initargs=(os.getpid(),)) as pool:
+    with open_pool(workers) as pool:
         try:
             yield from (future.result() for future in as_completed([pool.submit(repack_shard, job, name) for name in names]))
         except BaseException:

@@ -10,10 +10,9 @@ and for the full check one shard a worker at a time, deleted after it. Quick nee
 import contextlib
 import io
 import json
-import multiprocessing
 import tempfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import webdataset
 from PIL import Image
 
 from pipeline.build.target import Target
+from pipeline.processes import open_pool
 from shards import manifest, table
 from shards import verify as checks
 from shards.geometry import TILE
@@ -72,7 +72,7 @@ def _verify(folder: Path, target: Target | None, quick: bool, workers: int) -> I
         return
     for entry in body["files"]:
         yield from checks.check_sha256(folder, entry)
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with open_pool(workers) as pool:
         for future in as_completed([pool.submit(verify_shard, folder, body, entry, target) for entry in body["shards"]]):
             yield from future.result()
 

@@ -16,7 +16,6 @@ import os
 import resource
 import signal
 import struct
-import sys
 import time
 import traceback
 from collections import Counter
@@ -34,6 +33,7 @@ from pipeline.build.state import BuildState
 from pipeline.build.target import TargetError
 from pipeline.build.task import RENDER
 from pipeline.plan import Plan, versions
+from pipeline.processes import die_with_parent
 from pipeline.tokens import Tokenizer, prepare
 
 ROW_SECONDS = 120.0  # processor seconds at one row; the slowest real row seen takes under two
@@ -221,14 +221,6 @@ def write_beat(memory: Any, source: str, row: str, begun: int = 0) -> None:
     text = f"{source}\0{row}".encode(errors="replace")[:_BEAT_BYTES - _BEAT.size]
     beats, rows, _ = _BEAT.unpack_from(memory)
     struct.pack_into(f"<QQQ{len(text)}s", memory, 0, beats + 1, rows + begun, len(text), text)
-
-
-def die_with_parent(parent: int) -> None:
-    """Ask Linux to kill this process when its parent dies, however it dies."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
-        if os.getppid() != parent:
-            os._exit(1)
 
 
 def _work(plan: Plan, state: BuildState, tokenizer_json: bytes, name: str, revision: str, pipe: Connection, beat: Any,

@@ -5,7 +5,6 @@ It imports no pyarrow, keeps nothing between tasks, and cannot outlive its paren
 knows which row a crash or a hang belongs to.
 """
 
-import ctypes
 import gc
 import mmap
 import os
@@ -17,14 +16,14 @@ from typing import Any, BinaryIO
 
 from pipeline.chem import wire
 from pipeline.heap import keep_heap
-
-PR_SET_PDEATHSIG = 1
+from pipeline.processes import die_with_parent
 
 
 def main() -> None:
     """Entry point: `python -m pipeline.chem.worker PARENT_PID BEAT_FD MEMORY_LIMIT_MB`."""
     parent, beat_fd, memory_mb = (int(word) for word in sys.argv[1:4])
-    _die_with(parent)
+    die_with_parent(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     keep_heap()
     beat = mmap.mmap(beat_fd, mmap.PAGESIZE)
     beat[: wire.BEAT.size] = wire.BEAT.pack(0, wire.IDLE)
@@ -109,14 +108,6 @@ def _say_drawn(drawing: Any) -> tuple[dict[str, Any], bytes]:
         "seed": drawing.seed,
     }
     return fields, drawing.image
-
-
-def _die_with(parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit(1)
 
 
 def _read(stream: BinaryIO) -> dict[str, Any] | None:

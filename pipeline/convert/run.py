@@ -1,16 +1,16 @@
 """Runs a conversion: its units over worker processes, resumed after a kill, complete when `converted.json` is there."""
 
 import json
-import multiprocessing
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.convert.rows import Job, read_counts, rejects_path, write_unit
 from pipeline.hub.record import sync_folder, write_atomic
+from pipeline.processes import open_pool
 
 DONE, STARTED = "converted.json", ".converting.json"
 VERSION = 1
@@ -54,9 +54,7 @@ def run_job(job: Job, out: Path, *, workers: int = 1, progress: Progress = lambd
             finished += 1
             progress(finished, job.units)
     else:
-        # spawn: a forked child would inherit the parent's threads' locks (pyarrow, the HTTP client)
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(workers, len(missing)), mp_context=context) as pool:
+        with open_pool(min(workers, len(missing))) as pool:
             tasks = [pool.submit(write_unit, job, unit, unit_path(out, unit, job.units)) for unit in missing]
             try:
                 for task in as_completed(tasks):
