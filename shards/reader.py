@@ -63,12 +63,13 @@ class ShardReader:
         self.folder, self.split = folder, split
         self._files: dict[str, int] = {}
 
-    def read_bytes(self, row: Any) -> bytes | memoryview:
+    def read_bytes(self, row: Any) -> bytes:
         """The bytes of a row, exactly as long as the table says."""
         name, offset, length = table.shard_name(self.split, int(row["shard"])), int(row["offset"]), int(row["length"])
         if name not in self._files:
             self._files[name] = os.open(self.folder / name, os.O_RDONLY)
-        return whole(read_at(self._files[name], offset, memoryview(bytearray(length))), offset, length, name)
+        data = read_at(self._files[name], offset, memoryview(bytearray(length)))
+        return bytes(whole(data, offset, length, name))  # not to be written to, and so with a hash: samples are views of it
 
     def read(self, row: Any) -> list[Sample]:
         """The samples of a row, checked against the table."""

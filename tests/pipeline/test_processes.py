@@ -21,9 +21,9 @@ if __name__ == "__main__":
     with open_pool(2) as pool:
         try:
             print(*pool.map(identify, range(2)), flush=True)
-            tasks = [pool.submit(time.sleep, 60) for _ in range(2)]
+            task = pool.submit(time.sleep, 60)  # one worker is at work, the other waits
             print("busy", flush=True)
-            tasks[0].result()
+            task.result()
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
             raise SystemExit(130)
