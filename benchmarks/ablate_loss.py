@@ -19,7 +19,7 @@ import torch
 
 from trainer import checkpoint
 from trainer.data.batch import Rules, exchange_images
-from trainer.data.loader import Loader, device_batches
+from trainer.data.loader import Loader
 from trainer.data.store import open_directory
 from trainer.model.vlm import load_pretrained
 from trainer.settings import DEFAULTS
@@ -38,8 +38,8 @@ def losses(shards: str, run: Path, device: str) -> dict[str, dict[str, float]]:
     count = len(directory.rows["val"])
     plan = [[(0, row) for row in range(at, min(at + ROWS, count))] for at in range(0, count, ROWS)]
     sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0, 0.0])  # loss, targets; blind loss, targets beside pictures
-    with contextlib.closing(loader), contextlib.closing(loader.batches(plan)) as batches:  # type: ignore[type-var]
-        for batch in device_batches(batches, torch.device(device)):
+    with contextlib.closing(loader), contextlib.closing(loader.batches(plan, torch.device(device))) as batches:
+        for batch in batches:
             inputs, targets, media = batch
             true = model(input_ids=inputs, targets=targets, **media, per_token=True).loss.double().cpu()
             blind = true

@@ -36,7 +36,7 @@ from torch.nn.utils import get_total_norm
 from shards.reader import DamagedRow
 from trainer import checkpoint, runlog
 from trainer.data.batch import Batch, Rules
-from trainer.data.loader import Loader, Task, WorkerDied, device_batches
+from trainer.data.loader import Loader, Task, WorkerDied
 from trainer.data.order import Order, Split, deal, derive, hashes, split_batch
 from trainer.data.store import Cache, ShardDirectory, open_directory
 from trainer.flops import batch_flops, peak_of
@@ -242,11 +242,9 @@ class Run:
         settings, data, progress = self.settings, self.data, self.progress
         plan = (rows for step in range(progress.step, data.steps)
                 for rows in data.order.micro_batches(step, self.place.rank, data.split))
-        pin = self.place.device.type == "cuda"
-        with contextlib.closing(data.train.batches(plan, pin=pin)) as batches:  # type: ignore[type-var]
-            on_device = device_batches(batches, self.place.device)
+        with contextlib.closing(data.train.batches(plan, self.place.device)) as batches:
             while progress.step < data.steps:
-                entry = self.step(on_device)
+                entry = self.step(batches)
                 progress.step += 1
                 done = progress.step == data.steps
                 self.log.write(entry)
@@ -363,9 +361,8 @@ class Run:
         mine = deal([int(tables[d][row]["patches"]) for d, row in rows], self.place.ranks)[self.place.rank]
         height = data.split.rows
         plan = [[rows[index] for index in mine[at:at + height]] for at in range(0, len(mine), height)]
-        pin = self.place.device.type == "cuda"
-        with contextlib.closing(data.look.batches(plan, pin=pin)) as batches:  # type: ignore[type-var]
-            seen = look(model, device_batches(batches, self.place.device), data.sources, self.place.autocast)
+        with contextlib.closing(data.look.batches(plan, self.place.device)) as batches:
+            seen = look(model, batches, data.sources, self.place.autocast)
         progress.last_look = seen
         told = {**seen.to_json(), "kind": kind, "split": data.look_split}
         self.log.write({"step": progress.step, "eval": told})

@@ -94,7 +94,7 @@ def test_stopping_early_leaves_the_workers_ready(directory: ShardDirectory) -> N
     try:
         first = loader.batches(plan)
         begun = next(first)
-        first.close()  # type: ignore[attr-defined]
+        first.close()
         again = list(loader.batches(plan))
         assert same(begun, again[0])
         assert len(again) == len(plan)
@@ -201,7 +201,7 @@ def test_a_stuck_worker_is_an_error_and_not_a_hang(directory: ShardDirectory, mo
                     pass
         else:
             time.sleep(0.3)  # until it is its row that is missing
-            batches.close()  # type: ignore[attr-defined]
+            batches.close()
             with pytest.raises(WorkerDied, match="exit code -9"):
                 list(loader.batches([[(0, 0)], [(0, 1)], [(0, 2)]]))
     finally:
@@ -214,12 +214,12 @@ def test_a_worker_that_does_not_start_is_an_error(directory: ShardDirectory, mon
     """As one forked while another thread held a lock that it needs."""
     monkeypatch.setattr(loader_module, "START_SECONDS", 0.5)
     monkeypatch.setattr(loader_module, "CLOSE_SECONDS", 0.5)
-    monkeypatch.setattr(loader_module, "_work", lambda *_: time.sleep(60))
+    monkeypatch.setattr(Loader, "_work", lambda *_: time.sleep(60))
     before = psutil.Process().children()
     with pytest.raises(WorkerDied, match=r"worker 0 of 2 has not started in 0.5 s.*--workers 0"):
         Loader([directory], rules=Rules.of(directory.manifest, "all"), rows=1, workers=2)
     assert psutil.Process().children() == before
-    monkeypatch.setattr(loader_module, "_work", lambda *_: os._exit(3))
+    monkeypatch.setattr(Loader, "_work", lambda *_: os._exit(3))
     with pytest.raises(WorkerDied, match="worker 0 of 1 died with exit code 3"):
         Loader([directory], rules=Rules.of(directory.manifest, "all"), rows=1, workers=1)
 

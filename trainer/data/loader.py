@@ -1,7 +1,7 @@
 """Workers that decode packed rows, and the queue from which the training loop takes batches.
 
     loader = Loader(directories, rules=rules, split="train", rows=8, workers=4)     # forks here: before CUDA, before threads
-    for batch in loader.batches(plan, pin=True):                                    # plan: lists of (directory, row)
+    for batch in loader.batches(plan, device):                                      # plan: lists of (directory, row)
         inputs, targets, media = batch
 
 One row is one task and one object: a worker reads it, decodes it into a slot of shared memory and sends back a few hundred
@@ -16,6 +16,7 @@ not a hang: every wait for one has a limit (the constants below), and a worker o
 
 import atexit
 import contextlib
+import itertools
 import mmap
 import multiprocessing
 import os
@@ -25,10 +26,11 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,72 +47,11 @@ STALL_SECONDS = 600.0  # without a row from any worker: longer than a slow store
 CLOSE_SECONDS = 5.0  # for the rows under way when a plan is left early, and for the workers' ends
 
 
-@dataclass(frozen=True, kw_only=True)
-class RowSource:
-    """Reads and decodes the rows of some directories; what a worker inherits."""
-
-    directories: Sequence[ShardDirectory]
-    rules: Rules
-    split: str
-
-    def read(self, task: Task, scratch: Scratch) -> bytes | memoryview:
-        """The row's bytes, perhaps in `scratch`; may be called from several threads."""
-        directory, row = self.directories[task[0]], task[1]
-        return directory.store.read_bytes(self.split, directory.rows[self.split][row], scratch)
-
-    def write(self, task: Task, data: bytes | memoryview, out: Buffer) -> RowInfo:
-        """Decode the row into a slot."""
-        directory = self.directories[task[0]]
-        row = directory.rows[self.split][task[1]]
-        return write_row(data, row, self.rules, out, where=directory.store.where, split=self.split)
-
-
-def _work(source: RowSource, slots: Sequence[Buffer], pipe: Connection, parent: int) -> None:
-    """A worker: (slot, task) in, (slot, RowInfo or error) out, in order; the store's reads run ahead of decoding."""
-    die_with_parent(parent)
-    torch.set_num_threads(1)  # a rank has a worker a core; and OpenMP's threads, if the parent had started any, are not here
-    # A Ctrl-C and torchrun's SIGTERM reach the whole group: the training process decides, and needs its rows until then.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    in_flight = max(directory.store.in_flight for directory in source.directories)
-    waiting: deque[tuple[int, Task, Scratch, Future[bytes | memoryview]]] = deque()
-    scratches = deque(Scratch() for _ in range(in_flight + 1))
-    pipe.send("started")
-    with ThreadPoolExecutor(in_flight) as pool:
-        while True:
-            while not waiting or (len(waiting) < in_flight and pipe.poll()):
-                try:
-                    message = pipe.recv()
-                except EOFError:
-                    return
-                if message is None:
-                    return
-                slot, task = message
-                scratch = scratches.popleft()
-                waiting.append((slot, task, scratch, pool.submit(source.read, task, scratch)))
-            slot, task, scratch, reading = waiting.popleft()
-            result: RowInfo | Exception
-            try:
-                result = source.write(task, reading.result(), slots[slot])
-            except (ValueError, OSError) as error:  # a damaged row, a store that does not answer: told as it is
-                result = error
-            except Exception as error:  # a bug: the loop must hear of it
-                place = source.directories[task[0]].describe(source.split, task[1])
-                result = RuntimeError(f"{place}: {type(error).__name__}: {error}")
-            scratches.append(scratch)
-            pipe.send((slot, result))
+CPU = torch.device("cpu")
 
 
 class WorkerDied(RuntimeError):
     """A worker process ended by itself, was killed, or is stuck."""
-
-
-@dataclass(kw_only=True)
-class _Pending:
-    """A batch of the plan: rows not handed out yet, and the slots of those that were."""
-
-    todo: deque[Task]
-    slots: list[int]
 
 
 class Loader:
@@ -123,12 +64,12 @@ class Loader:
 
     def __init__(self, directories: Sequence[ShardDirectory], *, rules: Rules, split: str = "train", rows: int, workers: int,
                  prefetch: int = 2, skip_damaged: int = 0) -> None:
-        self._source = RowSource(directories=directories, rules=rules, split=split)
-        self._rules, self._rows, self._prefetch, self._allowed = rules, rows, prefetch, skip_damaged
+        self._directories, self._rules, self._split, self._rows = directories, rules, split, rows
+        self._prefetch, self._allowed = prefetch, skip_damaged
         self.damaged: list[str] = []
         largest = max(int(row_bytes(directory.rows[split]).max()) for directory in directories if len(directory.rows[split]))
-        in_flight = max(directory.store.in_flight for directory in directories)
-        self._depth = in_flight + 1  # tasks that a worker holds: one more than it can work on, so that it never waits
+        self._in_flight = max(directory.store.in_flight for directory in directories)
+        self._depth = self._in_flight + 1  # tasks that a worker holds: one more than it can work on, so that it never waits
         count = rows if workers == 0 else max(rows + workers, workers * self._depth)
         size = -(-largest // mmap.PAGESIZE) * mmap.PAGESIZE
         self._slots = [np.frombuffer(mmap.mmap(-1, size), dtype=np.uint8) for _ in range(count)]
@@ -138,118 +79,150 @@ class Loader:
         atexit.register(self.close)  # before multiprocessing's own end, which terminates and waits
         for _ in range(workers):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(self._source, self._slots, theirs, os.getpid()), daemon=True)
+            process = context.Process(target=self._work, args=(theirs, os.getpid()), daemon=True)
             process.start()
             theirs.close()
             self._pipes.append(ours)
             self._processes.append(process)
+        self._await_start()
+
+    def _await_start(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
         try:
-            self._await_start()
+            for worker, pipe in enumerate(self._pipes):
+                if not pipe.poll(max(0.0, deadline - time.monotonic())):
+                    raise WorkerDied(
+                        f"loader worker {worker} of {len(self._pipes)} has not started in {START_SECONDS:g} s: it was forked "
+                        "while another thread held a lock, or the machine is overloaded. Start again, or pass --workers 0")
+                self._receive(worker)
         except WorkerDied:
             self.close()
             raise
 
-    def _await_start(self) -> None:
-        deadline = time.monotonic() + START_SECONDS
-        for worker, pipe in enumerate(self._pipes):
-            try:
-                if pipe.poll(max(0.0, deadline - time.monotonic())):
-                    pipe.recv()
-                    continue
-            except (EOFError, OSError):
-                raise self._death(worker) from None
-            raise WorkerDied(f"loader worker {worker} of {len(self._pipes)} has not started in {START_SECONDS:g} s: it was forked "
-                             "while another thread held a lock, or the machine is overloaded. Start again, or pass --workers 0")
+    def _work(self, pipe: Connection, parent: int) -> None:
+        """A worker: (slot, task) in, (slot, RowInfo or error) out, in order; the store's reads run ahead of decoding."""
+        die_with_parent(parent)
+        torch.set_num_threads(1)  # a rank has a worker a core; and OpenMP's threads, if the parent had started any, are not here
+        # A Ctrl-C and torchrun's SIGTERM reach the whole group: the training process decides, and needs its rows until then.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)
+        waiting: deque[tuple[int, Task, Scratch, Future[bytes | memoryview]]] = deque()
+        scratches = deque(Scratch() for _ in range(self._depth))
+        pipe.send("started")
+        with contextlib.suppress(EOFError), ThreadPoolExecutor(self._in_flight) as pool:
+            while True:
+                while not waiting or (len(waiting) < self._in_flight and pipe.poll()):
+                    if (message := pipe.recv()) is None:
+                        return
+                    slot, task = message
+                    scratch = scratches.popleft()
+                    waiting.append((slot, task, scratch, pool.submit(self._read, task, scratch)))
+                slot, task, scratch, reading = waiting.popleft()
+                result = self._decode(task, reading.result, self._slots[slot])
+                scratches.append(scratch)
+                pipe.send((slot, result))
 
-    def batches(self, plan: Iterable[Sequence[Task]], *, pin: bool = False) -> Iterator[Batch]:
+    def _read(self, task: Task, scratch: Scratch) -> bytes | memoryview:
+        """The row's bytes, perhaps in `scratch`; may be called from several threads."""
+        directory = self._directories[task[0]]
+        return directory.store.read_bytes(self._split, directory.rows[self._split][task[1]], scratch)
+
+    def _decode(self, task: Task, read: Callable[[], bytes | memoryview], slot: Buffer) -> RowInfo | Exception:
+        """Decode into a slot the row whose bytes `read` gives; what goes wrong is returned, for `_accept`."""
+        directory, index = self._directories[task[0]], task[1]
+        try:
+            return write_row(read(), directory.rows[self._split][index], self._rules, slot, where=directory.store.where,
+                             split=self._split)
+        except (ValueError, OSError) as error:  # a damaged row, a store that does not answer: told as it is
+            return error
+        except Exception as error:  # a bug: the loop must hear of it
+            place = directory.describe(self._split, index)
+            return RuntimeError(f"{place}: {type(error).__name__}: {error}").with_traceback(error.__traceback__)
+
+    def batches(self, plan: Iterable[Sequence[Task]], device: torch.device = CPU) -> Generator[Batch, None, None]:
         """One batch for each list of rows of the plan, in its order. One such iterator at a time; close it to stop early."""
-        if not self._processes:
-            yield from self._decode_here(plan, pin)
-            return
-        made = self._serve(plan, pin)
-        done: queue.Queue[Batch | BaseException | None] = queue.Queue(self._prefetch)
-        stop = threading.Event()
+        make = self._prefetched if self._processes else self._decode_here
+        with contextlib.closing(make(plan, device.type == "cuda")) as made:
+            yield from made if device.type == "cpu" else _moved(made, device)
 
-        def put(item: Batch | BaseException | None) -> None:
-            while not stop.is_set():
-                with contextlib.suppress(queue.Full):
-                    return done.put(item, timeout=0.1)
+    def _decode_here(self, plan: Iterable[Sequence[Task]], pin: bool) -> Generator[Batch, None, None]:
+        scratch = Scratch()
+        for tasks in plan:
+            rows = [(self._accept(self._decode(task, partial(self._read, task, scratch), slot)), slot)
+                    for task, slot in zip(tasks, self._slots)]
+            yield assemble(rows, self._rules, height=self._rows, pin=pin)
+
+    def _prefetched(self, plan: Iterable[Sequence[Task]], pin: bool) -> Generator[Batch, None, None]:
+        """What a thread takes from `_serve`: `prefetch` batches wait, and one more is made."""
+        done: queue.SimpleQueue[Batch | BaseException | None] = queue.SimpleQueue()
+        room, stop = threading.Semaphore(self._prefetch), threading.Event()
 
         def run() -> None:
             try:
-                with contextlib.closing(made):
+                with contextlib.closing(self._serve(plan, pin)) as made:
                     for batch in made:
-                        put(batch)
+                        done.put(batch)
+                        room.acquire()
                         if stop.is_set():
-                            break
-                put(None)
+                            return
+                done.put(None)
             except BaseException as error:
-                put(error)
+                done.put(error)
 
         thread = threading.Thread(target=run, name="loader", daemon=True)
         thread.start()
         try:
             while (item := done.get()) is not None:
+                room.release()
                 if isinstance(item, BaseException):
                     raise item
                 yield item
         finally:
             stop.set()
+            room.release()
             thread.join(2 * CLOSE_SECONDS)  # its own end takes one at most
-
-    def _decode_here(self, plan: Iterable[Sequence[Task]], pin: bool) -> Iterator[Batch]:
-        scratch = Scratch()
-        for tasks in plan:
-            rows: list[tuple[RowInfo, Buffer]] = []
-            for task, slot in zip(tasks, self._slots):
-                try:
-                    result: RowInfo | Exception = self._source.write(task, self._source.read(task, scratch), slot)
-                except DamagedRow as error:
-                    result = error
-                rows.append((self._accept(result), slot))
-            yield assemble(rows, self._rules, height=self._rows, pin=pin)
 
     def _accept(self, result: RowInfo | Exception) -> RowInfo:
         if isinstance(result, RowInfo):
             return result
-        if isinstance(result, DamagedRow) and (str(result) in self.damaged or len(self.damaged) < self._allowed):
-            if str(result) not in self.damaged:
-                self.damaged.append(str(result))
-                print(f"left out: {result}", file=sys.stderr, flush=True)
-            return RowInfo(place=str(result), damage=str(result))
-        if isinstance(result, DamagedRow) and self._allowed:
-            raise DamagedRow(f"{result} (and {len(self.damaged)} damaged rows before it, which --skip-bad allowed)")
-        raise result
+        if not isinstance(result, DamagedRow):
+            raise result
+        place = str(result)
+        if place not in self.damaged:
+            if len(self.damaged) == self._allowed:
+                before = f" (and {self._allowed} damaged rows before it, which --skip-bad allowed)" if self._allowed else ""
+                raise DamagedRow(place + before)
+            self.damaged.append(place)
+            print(f"left out: {place}", file=sys.stderr, flush=True)
+        return RowInfo(place=place, damage=place)
 
     def _serve(self, plan: Iterable[Sequence[Task]], pin: bool) -> Generator[Batch, None, None]:
         """Keep the workers busy in plan order; yield a batch as soon as it is the next one and complete."""
-        batches = iter(plan)
-        pending: deque[_Pending] = deque()
+        begun: deque[tuple[int, list[int]]] = deque()  # batches: their number of rows, and the slots of those handed out
         free = deque(range(len(self._slots)))
         held = [0] * len(self._pipes)  # tasks at each worker
         finished: dict[int, RowInfo] = {}
-        more = True
+
+        def each_task() -> Iterator[Task]:
+            for rows in plan:
+                begun.append((len(rows), []))
+                yield from rows
+
+        tasks = each_task()
         try:
             while True:
-                while more and free and min(held) < self._depth:
-                    if not pending or not pending[-1].todo:
-                        tasks = next(batches, None)
-                        if tasks is None:
-                            more = False
-                            break
-                        pending.append(_Pending(todo=deque(tasks), slots=[]))
-                        if not tasks:
-                            break
+                while free and min(held) < self._depth and (task := next(tasks, None)):
                     slot, worker = free.popleft(), held.index(min(held))
-                    pending[-1].slots.append(slot)
+                    begun[-1][1].append(slot)
                     held[worker] += 1
-                    self._send(worker, (slot, pending[-1].todo.popleft()))
-                if not pending:
+                    self._send(worker, (slot, task))
+                if not begun:
                     return
-                if not pending[0].todo and all(slot in finished for slot in pending[0].slots):
-                    used = pending.popleft().slots
-                    batch = assemble([(finished.pop(slot), self._slots[slot]) for slot in used], self._rules,
-                                     height=self._rows, pin=pin)
+                count, used = begun[0]
+                if len(used) == count and all(slot in finished for slot in used):
+                    begun.popleft()
+                    rows = [(finished.pop(slot), self._slots[slot]) for slot in used]
+                    batch = assemble(rows, self._rules, height=self._rows, pin=pin)
                     free.extend(used)
                     yield batch
                     continue
@@ -274,20 +247,18 @@ class Loader:
 
     def _collect(self, seconds: float | None = None) -> list[tuple[int, int, RowInfo | Exception]]:
         """At least one result: (worker, slot, result). WorkerDied if there is none in that time."""
-        results = []
         ready = wait(self._pipes, STALL_SECONDS if seconds is None else max(0.0, seconds))
         if not ready:
             raise WorkerDied(f"{len(self._pipes)} loader workers have sent no row for {STALL_SECONDS:g} s: the store of "
-                             f"{', '.join(directory.store.where for directory in self._source.directories)} does not answer, or "
+                             f"{', '.join(directory.store.where for directory in self._directories)} does not answer, or "
                              "a worker is stuck; --resume goes on from the last checkpoint")
-        for pipe in ready:
-            worker = self._pipes.index(pipe)  # type: ignore[arg-type]
-            try:
-                slot, result = self._pipes[worker].recv()
-            except (EOFError, OSError):
-                raise self._death(worker) from None
-            results.append((worker, slot, result))
-        return results
+        return [(worker, *self._receive(worker)) for worker, pipe in enumerate(self._pipes) if pipe in ready]
+
+    def _receive(self, worker: int) -> Any:
+        try:
+            return self._pipes[worker].recv()
+        except (EOFError, OSError):
+            raise self._death(worker) from None
 
     def _death(self, worker: int) -> WorkerDied:
         self._processes[worker].join(5)
@@ -312,28 +283,17 @@ class Loader:
         self._pipes, self._processes = [], []
 
 
-def device_batches(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """The batches on their device. On CUDA each is copied on a stream of its own while the one before it is computed."""
-    if device.type != "cuda":
-        yield from batches
-        return
+def _moved(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """The batches on their GPU: each is copied on a stream of its own while the one before it is computed."""
     copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-
-    def start(batch: Batch) -> tuple[Batch, torch.cuda.Event]:
-        with torch.cuda.stream(copies):
-            moved = batch.to(device, non_blocking=True)
-            return moved, copies.record_event()
-
-    following = None
-    for batch in batches:
-        current, following = following, start(batch)
+    following: tuple[Batch, torch.cuda.Event] | None = None
+    for batch in itertools.chain(batches, [None]):
+        current, following = following, None
+        if batch is not None:
+            with torch.cuda.stream(copies):
+                following = batch.to(device, non_blocking=True), copies.record_event()
         if current is not None:
-            yield _arrived(*current)
-    if following is not None:
-        yield _arrived(*following)
-
-
-def _arrived(batch: Batch, copied: torch.cuda.Event) -> Batch:
-    torch.cuda.current_stream().wait_event(copied)
-    batch.record_stream(torch.cuda.current_stream())
-    return batch
+            moved, copied = current
+            torch.cuda.current_stream().wait_event(copied)
+            moved.record_stream(torch.cuda.current_stream())
+            yield moved
