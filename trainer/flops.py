@@ -10,8 +10,9 @@ Worked example, one Llama layer of width C, feed-forward M, over a sample of n t
 
 from collections.abc import Collection, Iterable
 
+from shards.geometry import COMPRESSION, PATCH
 from trainer.data.batch import RowInfo
-from trainer.model.config import PATCH, REDUCTION, VLMConfig
+from trainer.model.config import VLMConfig
 
 PEAK = {  # dense bf16 operations a second, from the vendors' data sheets; matched against the device's name, in this order
     "B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "H20": 148e12, "A100": 312e12, "L40S": 362e12,
@@ -34,7 +35,7 @@ def encoder_view(config: VLMConfig, side: int) -> tuple[float, float]:
     total = 2.0 * n * (3 * PATCH**2 * sam.width + sam.layers * block) + sum(4.0 * n * keys * sam.width for keys in seen)
     total += 2.0 * n * (sam.width * sam.neck + 9 * sam.neck**2)
     total += 2.0 * n / 4 * 9 * sam.neck * sam.compressor[0] + 2.0 * n / 16 * 9 * sam.compressor[0] * width
-    tokens = (grid // REDUCTION) ** 2 + 1
+    tokens = (grid // COMPRESSION) ** 2 + 1
     clip = config.clip.layers * (2.0 * tokens * (4 * width**2 + 2 * width * config.clip.mlp) + 4.0 * tokens**2 * width)
     return total, clip + 2.0 * tokens * 2 * width * config.decoder.width
 

@@ -209,7 +209,7 @@ def build(settings: Settings, data: Data, place: Place, say: Any) -> Training:
                                    for (rate, decay), group in groups.items()], betas=settings.betas, fused=True)
     if settings.compile or (settings.compile is None and place.device.type == "cuda" and settings.model != "micro"):
         # Block by block: one compilation serves all blocks of a kind, and the number of images may change.
-        for block in (*model.encoder.sam.blocks, *model.encoder.clip.transformer.layers, *model.decoder.layers):
+        for block in (*model.encoder.sam.blocks, *model.encoder.clip.transformer["layers"].children(), *model.decoder.layers):
             block.compile()
     return Training(model=model, wrapped=model, optimizer=optimizer, names=names, parts=parts)
 

@@ -8,6 +8,8 @@ of every parameter. Module names are those of the official checkpoints (`pre_lay
 # Calling a torch module returns Any, as torch declares it.
 # mypy: disable-error-code="no-any-return"
 
+from collections import OrderedDict
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,15 +33,9 @@ class Attention(nn.Module):
         return self.out_proj(out.transpose(1, 2).reshape(batch, tokens, width))
 
 
-class Mlp(nn.Module):
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
-
+class QuickGELU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        x = self.fc1(x)
-        return self.fc2(x * torch.sigmoid(1.702 * x))  # quick-GELU
+        return x * torch.sigmoid(1.702 * x)
 
 
 class Layer(nn.Module):
@@ -48,7 +44,8 @@ class Layer(nn.Module):
         self.layer_norm1 = nn.LayerNorm(width)
         self.self_attn = Attention(width, config.heads)
         self.layer_norm2 = nn.LayerNorm(width)
-        self.mlp = Mlp(width, config.mlp)
+        fc1, fc2 = nn.Linear(width, config.mlp), nn.Linear(config.mlp, width)
+        self.mlp = nn.Sequential(OrderedDict(fc1=fc1, gelu=QuickGELU(), fc2=fc2))
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.self_attn(self.layer_norm1(x))
@@ -73,12 +70,6 @@ class Embeddings(nn.Module):
         return torch.cat([cls, x], 1)
 
 
-class Transformer(nn.Module):
-    def __init__(self, width: int, config: ClipConfig) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(Layer(width, config) for _ in range(config.layers))
-
-
 class Clip(nn.Module):
     """The compressor's map [B, C, h, w] -> tokens without CLS [B, h * w, C]."""
 
@@ -86,11 +77,11 @@ class Clip(nn.Module):
         super().__init__()
         self.embeddings = Embeddings(width, config)
         self.pre_layrnorm = nn.LayerNorm(width)
-        self.transformer = Transformer(width, config)
+        self.transformer = nn.ModuleDict({"layers": nn.ModuleList(Layer(width, config) for _ in range(config.layers))})
         self.recompute = False  # activation checkpointing, one layer at a time
 
     def forward(self, features: Tensor) -> Tensor:
         x = self.pre_layrnorm(self.embeddings(features))
-        for layer in self.transformer.layers:
+        for layer in self.transformer["layers"].children():
             x = checkpoint(layer, x, use_reentrant=False) if self.recompute and self.training else layer(x)
         return x[:, 1:]

@@ -16,8 +16,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-PATCH = 16  # pixels of a SAM patch
-REDUCTION = 4  # the compressor's two strides of 2: one visual token covers 64 x 64 pixels
+from shards.geometry import COMPRESSION, PATCH
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,30 +88,22 @@ class VLMConfig:
     def from_dict(cls, data: dict[str, Any]) -> "VLMConfig":
         """The inverse of to_dict, also after JSON; ValueError names a missing or unknown field."""
         try:
-            sam = dict(data["sam"])
-            sam["global_blocks"], sam["compressor"] = tuple(sam["global_blocks"]), tuple(sam["compressor"])
-            return cls(
-                sam=SamConfig(**sam),
-                clip=ClipConfig(**data["clip"]),
-                decoder=DecoderConfig(**data["decoder"]),
-                image_token_id=data["image_token_id"],
-            )
+            sam = SamConfig(**{**data["sam"], **{name: tuple(data["sam"][name]) for name in ("global_blocks", "compressor")}})
+            return cls(sam=sam, clip=ClipConfig(**data["clip"]), decoder=DecoderConfig(**data["decoder"]),
+                       image_token_id=data["image_token_id"])
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a model config of this version: {error}") from error
 
     def __post_init__(self) -> None:
-        for name, width, heads in (
-            ("sam", self.sam.width, self.sam.heads),
-            ("clip", self.sam.compressor[1], self.clip.heads),
-            ("decoder", self.decoder.width, self.decoder.heads),
-            ("decoder kv", self.decoder.heads, self.decoder.kv_heads),
-        ):
+        for name, width, heads in (("sam", self.sam.width, self.sam.heads), ("clip", self.sam.compressor[1], self.clip.heads),
+                                   ("decoder", self.decoder.width, self.decoder.heads),
+                                   ("decoder kv", self.decoder.heads, self.decoder.kv_heads)):
             if heads < 1 or width % heads:
                 raise ValueError(f"{name}: {width} does not divide by {heads} heads")
         if self.decoder.head_dim % 2:
             raise ValueError(f"decoder: rotary positions need an even head size, not {self.decoder.head_dim}")
-        if self.sam.side % (PATCH * REDUCTION):
-            raise ValueError(f"sam: side {self.sam.side} is not a multiple of {PATCH * REDUCTION} pixels")
+        if self.sam.side % (PATCH * COMPRESSION):
+            raise ValueError(f"sam: side {self.sam.side} is not a multiple of {PATCH * COMPRESSION} pixels")
 
 
 SIZES: dict[str, VLMConfig] = {

@@ -44,6 +44,9 @@ def flex_mask(segment_ids: Tensor, *, compiled: bool = True) -> BlockMask:
 Lengths = list[int]
 """Of the samples of all rows, one row after the other; padding counts as a sample, so they add up to B * T."""
 
+Mask = BlockMask | Lengths | Tensor | None
+"""What `attend` takes. A Tensor is a boolean mask for SDPA, [B, 1, T, S] (generation has one)."""
+
 
 def packed_mask(segment_ids: Tensor) -> BlockMask | Lengths:
     """Who may look at whom: earlier positions of the same sample and oneself.
@@ -59,11 +62,8 @@ def packed_mask(segment_ids: Tensor) -> BlockMask | Lengths:
     return [stop - start for start, stop in pairwise(bounds)]
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | Lengths | Tensor | None) -> Tensor:
-    """Grouped-query attention of q [B, H, T, d] over k, v [B, G, S, d]; without a mask causal, T being S.
-
-    A Tensor is a boolean mask for SDPA, [B, 1, T, S] (generation has one).
-    """
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
+    """Grouped-query attention of q [B, H, T, d] over k, v [B, G, S, d]; without a mask causal, T being S."""
     if isinstance(mask, BlockMask):
         # A layer that is being compiled takes the kernel in; compiling it twice would not help.
         plain = torch.compiler.is_compiling() or not q.is_cuda
@@ -129,12 +129,10 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.width, config.kv_heads * config.head_dim, bias=False)
         self.o_proj = nn.Linear(config.width, config.width, bias=False)
 
-    def forward(self, x: Tensor, rope: Rope, mask: BlockMask | Lengths | Tensor | None, cache: LayerCache | None) -> Tensor:
+    def forward(self, x: Tensor, rope: Rope, mask: Mask, cache: LayerCache | None) -> Tensor:
         batch, length, width = x.shape
-        q, k, v = (
-            project(x).view(batch, length, -1, self.head_dim).transpose(1, 2)
-            for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        q, k, v = (project(x).view(batch, length, -1, self.head_dim).transpose(1, 2)
+                   for project in (self.q_proj, self.k_proj, self.v_proj))
         q, k = rope(q), rope(k)
         if cache is not None:
             k, v = cache.extend(k, v)
@@ -160,7 +158,7 @@ class Layer(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.mlp = Mlp(config)
 
-    def forward(self, x: Tensor, rope: Rope, mask: BlockMask | Lengths | Tensor | None, cache: LayerCache | None) -> Tensor:
+    def forward(self, x: Tensor, rope: Rope, mask: Mask, cache: LayerCache | None) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), rope, mask, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -177,13 +175,7 @@ class Decoder(nn.Module):
         self.lm_head = None if config.tied else nn.Linear(config.width, config.vocab_size, bias=False)
         self.recompute = False  # activation checkpointing, one layer at a time
 
-    def forward(
-        self,
-        x: Tensor,
-        position_ids: Tensor,
-        mask: BlockMask | Lengths | Tensor | None,
-        caches: list[LayerCache] | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, position_ids: Tensor, mask: Mask, caches: list[LayerCache] | None = None) -> Tensor:
         rope = Rope.at(position_ids, self.config)
         for index, layer in enumerate(self.layers):
             if self.recompute and self.training:

@@ -14,12 +14,15 @@ the same length, which flash attention asks for; nothing of size N x N is ever s
 # Calling a torch module returns Any, as torch declares it.
 # mypy: disable-error-code="no-any-return"
 
+from collections import OrderedDict
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from trainer.model.config import PATCH, SamConfig
+from shards.geometry import PATCH
+from trainer.model.config import SamConfig
 
 
 def resize_grid(table: Tensor, height: int, width: int) -> Tensor:
@@ -70,16 +73,6 @@ class Attention(nn.Module):
         return self.proj(out.transpose(1, 2).reshape(batch, height, width, channels))
 
 
-class Mlp(nn.Module):
-    def __init__(self, config: SamConfig) -> None:
-        super().__init__()
-        self.lin1 = nn.Linear(config.width, config.mlp)
-        self.lin2 = nn.Linear(config.mlp, config.width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.lin2(F.gelu(self.lin1(x)))
-
-
 class Block(nn.Module):
     """One pre-norm block; `window` 0 means global attention."""
 
@@ -89,7 +82,8 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(config.width, eps=1e-6)
         self.attn = Attention(config, window or config.side // PATCH)
         self.norm2 = nn.LayerNorm(config.width, eps=1e-6)
-        self.mlp = Mlp(config)
+        lin1, lin2 = nn.Linear(config.width, config.mlp), nn.Linear(config.mlp, config.width)
+        self.mlp = nn.Sequential(OrderedDict(lin1=lin1, gelu=nn.GELU(), lin2=lin2))
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm1(x)
@@ -115,22 +109,13 @@ class LayerNorm2d(nn.LayerNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-class PatchEmbed(nn.Module):
-    def __init__(self, config: SamConfig) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(3, config.width, kernel_size=PATCH, stride=PATCH)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.proj(pixels).permute(0, 2, 3, 1)
-
-
 class Sam(nn.Module):
     """Normalised pixels [B, 3, H, W] -> compressed map [B, compressor[1], H / 64, W / 64]."""
 
     def __init__(self, config: SamConfig) -> None:
         super().__init__()
         grid = config.side // PATCH
-        self.patch_embed = PatchEmbed(config)
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, config.width, kernel_size=PATCH, stride=PATCH)})
         self.pos_embed = nn.Parameter(torch.zeros(1, grid, grid, config.width))
         windows = [0 if index in config.global_blocks else config.window for index in range(config.layers)]
         self.blocks = nn.ModuleList(Block(config, window) for window in windows)
@@ -145,7 +130,7 @@ class Sam(nn.Module):
         self.recompute = False  # activation checkpointing, one block at a time
 
     def forward(self, pixels: Tensor) -> Tensor:
-        x = self.patch_embed(pixels)
+        x = self.patch_embed["proj"](pixels).permute(0, 2, 3, 1)
         x = x + resize_grid(self.pos_embed[0], x.shape[1], x.shape[2]).to(x.dtype)
         for block in self.blocks:
             x = checkpoint(block, x, use_reentrant=False) if self.recompute and self.training else block(x)

@@ -34,7 +34,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from shards.geometry import TILE
+from shards.geometry import COMPRESSION, PATCH, TILE
 from shards.masks import IGNORE
 from trainer.model.clip import Clip
 from trainer.model.config import VLMConfig
@@ -43,6 +43,7 @@ from trainer.model.sam import Attention, Sam
 from trainer.pixels import PixelValues
 
 FORMAT_VERSION = 1
+SQUARE = PATCH * COMPRESSION  # pixels a side of what one visual token covers
 LOSS_CHUNK = 4096  # target positions whose scores exist at one time
 CPU_LOSS_CHUNK = 1024  # the same without a GPU, for the sake of the caches: a tenth of a micro step at a vocabulary of 8 k
 
@@ -130,28 +131,20 @@ class VLM(nn.Module):
         """What the encoder makes of the views, for monitoring: one dict entry a side. Differentiable."""
         features = {side: self.encoder(views) for side, views in pixel_values.views.items()}
         width = self.config.sam.compressor[1]
-        return Stages(
-            compressor={side: x[..., width:] for side, x in features.items()},
-            projected={side: self.projector(x) for side, x in features.items()},
-        )
+        return Stages(compressor={side: x[..., width:] for side, x in features.items()},
+                      projected={side: self.projector(x) for side, x in features.items()})
 
     def encode_images(self, pixel_values: PixelValues) -> list[Tensor]:
         """The vectors of each image's placeholders [n, C], in the order of `pixel_values.images`."""
-        maps: dict[int, Tensor] = {}
-        for side, projected in self.stages(pixel_values).projected.items():
-            grid = int(projected.shape[1] ** 0.5)
-            maps[side] = projected.view(-1, grid, grid, projected.shape[-1])
-        used = dict.fromkeys(maps, 0)
+        projected = self.stages(pixel_values).projected
+        maps = {side: iter(x.view(len(x), side // SQUARE, side // SQUARE, -1)) for side, x in projected.items()}
         images = []
         for side, w, h in pixel_values.images:
             parts = []
             if w * h:
-                tiles = maps[TILE][used[TILE] : used[TILE] + w * h]
-                used[TILE] += w * h
-                stitched = tiles.view(h, w, *tiles.shape[1:]).transpose(1, 2).flatten(0, 1).flatten(1, 2)
-                parts.append(self._with_newlines(stitched))
-            parts.append(self._with_newlines(maps[side][used[side]]))
-            used[side] += 1
+                rows = [torch.cat([next(maps[TILE]) for _ in range(w)], 1) for _ in range(h)]
+                parts.append(self._with_newlines(torch.cat(rows)))
+            parts.append(self._with_newlines(next(maps[side])))
             images.append(torch.cat([*parts, self.view_separator.to(parts[0].dtype)[None]]))
         return images
 
@@ -175,23 +168,13 @@ class VLM(nn.Module):
         if positions is None:
             positions = (input_ids.flatten() == self.config.image_token_id).nonzero()[:, 0]
         if len(positions) != len(vectors):
-            raise ValueError(
-                f"{len(positions)} placeholders (token {self.config.image_token_id}) in a batch whose "
-                f"{len(pixel_values.images)} images fill {len(vectors)}"
-            )
+            raise ValueError(f"{len(positions)} placeholders (token {self.config.image_token_id}) in a batch whose "
+                             f"{len(pixel_values.images)} images fill {len(vectors)}")
         return x.flatten(0, 1).index_copy(0, positions, vectors).view_as(x)
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        targets: Tensor | None = None,
-        pixel_values: PixelValues | None = None,
-        *,
-        position_ids: Tensor | None = None,
-        segment_ids: Tensor | None = None,
-        target_positions: Tensor | None = None,
-        per_token: bool = False,
-    ) -> Loss | Tensor:
+    def forward(self, input_ids: Tensor, targets: Tensor | None = None, pixel_values: PixelValues | None = None, *,
+                position_ids: Tensor | None = None, segment_ids: Tensor | None = None, target_positions: Tensor | None = None,
+                per_token: bool = False) -> Loss | Tensor:
         """Loss of the targets, or logits float [B, T, vocab_size] without targets.
 
         input_ids: int64 [B, T]. targets: int64 [B, T], already shifted, IGNORE (-1) where nothing is learned.
@@ -213,10 +196,9 @@ class VLM(nn.Module):
             target_positions = (labels != IGNORE).nonzero()[:, 0]
         hidden, chosen = hidden.flatten(0, 1)[target_positions], labels[target_positions]
         size = LOSS_CHUNK if hidden.is_cuda else CPU_LOSS_CHUNK
-        losses = [
-            checkpoint(self._cross_entropy, hidden[at : at + size], chosen[at : at + size], use_reentrant=False)
-            for at in range(0, max(1, len(chosen)), size)  # no target at all: one empty chunk keeps the graph whole
-        ]
+        # No target at all gives one empty chunk, which keeps the graph whole.
+        losses = [checkpoint(self._cross_entropy, *chunk, use_reentrant=False)
+                  for chunk in zip(torch.split(hidden, size), torch.split(chosen, size))]
         count = torch.tensor(len(chosen), device=labels.device)
         if not per_token:
             return Loss(torch.stack([loss.sum() for loss in losses]).sum(), count)
@@ -233,8 +215,7 @@ def save_pretrained(model: VLM, folder: Path, tokenizer_json: bytes, extra: dict
     extra goes into config.json beside the model's dimensions; it holds at least "mode" (the image mode that inference
     uses) and "specials" ({name: token id}). Making the folder appear as a whole is the caller's part.
     """
-    missing = {"mode", "specials"} - set(extra)
-    if missing:
+    if missing := {"mode", "specials"} - set(extra):
         raise ValueError(f"a checkpoint's extra fields lack {sorted(missing)}")
     weights = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
