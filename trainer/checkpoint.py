@@ -50,15 +50,15 @@ def find(place: Path, prefer: str = "last") -> Path:
     raise ValueError(f"{place} holds no checkpoint: give a run's folder or one of its step-* folders")
 
 
-def save(out: Path, step: int, *, model: VLM, optimizer: torch.optim.Optimizer, names: dict[Tensor, str], state: dict[str, Any],
-         tokenizer: bytes, extra: dict[str, Any]) -> Path:
-    """Write one checkpoint; `names` gives the name of each trained parameter, `state` is what `load_state` returns."""
+def save(out: Path, step: int, *, model: VLM, optimizer: torch.optim.Optimizer, state: dict[str, Any], tokenizer: bytes,
+         extra: dict[str, Any]) -> Path:
+    """Write one checkpoint; `state` is what `load_state` returns."""
     target, partial = out / f"step-{step:08d}", out / f".step-{step:08d}.partial"
     if step in folders(out):
         return target
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        _write(partial, step, model, optimizer, names, state, tokenizer, extra)
+        _write(partial, step, model, optimizer, state, tokenizer, extra)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise ValueError(f"{target} cannot be written ({error}): make room, then --resume goes on from the one before") from None
@@ -69,12 +69,16 @@ def save(out: Path, step: int, *, model: VLM, optimizer: torch.optim.Optimizer, 
     return target
 
 
-def _write(partial: Path, step: int, model: VLM, optimizer: torch.optim.Optimizer, names: dict[Tensor, str], state: dict[str, Any],
-           tokenizer: bytes, extra: dict[str, Any]) -> None:
+def _trained(model: VLM) -> dict[str, Tensor]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _write(partial: Path, step: int, model: VLM, optimizer: torch.optim.Optimizer, state: dict[str, Any], tokenizer: bytes,
+           extra: dict[str, Any]) -> None:
     (partial / "training").mkdir(parents=True)
     save_pretrained(model, partial, tokenizer, extra)
-    tensors = {f"{field}:{names[parameter]}": value.detach().contiguous()
-               for parameter, fields in optimizer.state.items() for field, value in fields.items()}
+    tensors = {f"{field}:{name}": value.detach().contiguous() for name, parameter in _trained(model).items()
+               for field, value in optimizer.state.get(parameter, {}).items()}
     save_file(tensors, partial / "training" / "optimizer.safetensors")
     text = json.dumps({"version": STATE_VERSION, "step": step, **state}, indent=1)
     (partial / "training" / "state.json").write_text(text, "utf-8")
@@ -108,7 +112,7 @@ def load_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def load_tensors(folder: Path, model: VLM, optimizer: torch.optim.Optimizer, names: dict[Tensor, str]) -> None:
+def load_tensors(folder: Path, model: VLM, optimizer: torch.optim.Optimizer) -> None:
     """Weights and optimizer state back into a model and an optimizer that were built alike; ValueError if they were not."""
     try:
         weights = load_file(folder / "model.safetensors")
@@ -121,7 +125,7 @@ def load_tensors(folder: Path, model: VLM, optimizer: torch.optim.Optimizer, nam
         raise ValueError(f"{folder} holds another model than this run's: {len(misfits)} weights do not fit, for instance "
                          f"{misfits[0]}. Pass the --model and tokenizer that it was trained with, or --out ANOTHER to start anew")
     model.load_state_dict(weights)
-    by_name = {name: parameter for parameter, name in names.items()}
+    by_name = _trained(model)
     if tensors and (differing := {key.partition(":")[2] for key in tensors} ^ set(by_name)):  # none: saved before the first step
         raise ValueError(f"{folder} trained other parameters than this run, for instance {min(differing)}: pass the same --freeze, "
                          "or start from it with --init")

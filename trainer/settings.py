@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from shards.masks import Loss
 from trainer.data.store import ShardDirectory
 from trainer.model.config import SIZES
 from trainer.pretrained import PARTS
@@ -40,7 +41,7 @@ class Settings:
     model: str
     init: str | None
     resume: bool
-    loss: str
+    loss: Loss
     lr: float
     group_lr: dict[str, float]
     schedule: str

@@ -37,7 +37,7 @@ from shards.reader import DamagedRow
 from trainer import checkpoint, runlog
 from trainer.data.batch import Batch, Rules
 from trainer.data.loader import Loader, Task, WorkerDied
-from trainer.data.order import Order, Split, deal, derive, hashes, split_batch
+from trainer.data.order import Order, deal, derive, hashes, split_batch
 from trainer.data.store import Cache, ShardDirectory, open_directory
 from trainer.flops import batch_flops, peak_of
 from trainer.model.config import SIZES
@@ -54,11 +54,7 @@ LOST_RANK = re.compile(r"Connection (closed|reset) by peer|Broken pipe|NCCL|Time
 
 
 class Stop(Exception):
-    """The run ends early, in good order; `code` is the exit code."""
-
-    def __init__(self, message: str, code: int) -> None:
-        super().__init__(message)
-        self.code = code
+    """The run ends early, in good order: a message, and the exit code."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,29 +104,34 @@ class Place:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Data:
-    """The opened directories, the order of their rows, and the two loaders, whose workers have been forked."""
+    """The opened directories, the order of their rows, and the two loaders: `train`, and `look` for evaluations.
 
-    directories: Sequence[ShardDirectory]
-    order: Order
-    split: Split
-    train: Loader
-    look: Loader
-    look_split: str  # "val", or "train" where nothing is held out
-    look_rows: list[Task]  # the rows of an evaluation, fixed for the run
-    steps: int
-    tokenizer: bytes  # tokenizer.json, read once: at a checkpoint its store may be away
+    An evaluation reads `look_rows`, fixed for the run, of the split `look_split`: "val", or "train" where nothing is held out.
+    """
 
-    @property
-    def manifest(self) -> dict[str, Any]:
-        """Of the first directory."""
-        return self.directories[0].manifest
-
-    @property
-    def sources(self) -> list[str]:
-        """Names to report validation losses by, alike on every rank."""
-        return sorted({source for directory in self.directories for source in directory.manifest.get("sources", {})})
+    def __init__(self, settings: Settings, directories: Sequence[ShardDirectory], place: Place) -> None:
+        """Plan the order, then fork the workers."""
+        self.directories, self.manifest = directories, directories[0].manifest
+        # Names to report validation losses by, alike on every rank.
+        self.sources = sorted({source for directory in directories for source in directory.manifest.get("sources", {})})
+        tables = [directory.rows["train"] for directory in directories]
+        self.order = Order([rows["shard"] for rows in tables], [rows["patches"] for rows in tables], seed=settings.seed,
+                           batch_rows=settings.batch_rows, weights=settings.weights, window=settings.shuffle_window)
+        self.steps = settings.max_steps or self.order.steps(settings.epochs)
+        on_gpu = place.device.type == "cuda"
+        tokens = DEVICE_TOKENS[settings.model] if on_gpu else CPU_TOKENS
+        self.split = split_batch(settings.batch_rows, place.ranks,
+                                 settings.device_batch_size or max(1, tokens // self.manifest["seq_len"]))
+        self.look_split = "val" if any(len(directory.rows["val"]) for directory in directories) else "train"
+        rows = [(index, row) for index, directory in enumerate(directories) for row in range(len(directory.rows[self.look_split]))]
+        keys = hashes(derive("look", settings.seed), len(rows))
+        self.look_rows = [rows[index] for index in keys.argsort()[:settings.eval_rows]]
+        self.tokenizer = directories[0].store.read_file("tokenizer.json")  # once: at a checkpoint its store may be away
+        workers = min(8 if on_gpu else 1, place.cores - 1) if settings.workers is None else settings.workers
+        self.train, self.look = (
+            Loader(directories, rules=Rules.of(self.manifest, settings.loss), split=name, rows=self.split.rows, workers=count,
+                   skip_damaged=settings.skip_bad) for name, count in (("train", workers), (self.look_split, min(workers, 2))))
 
     def fingerprint(self) -> dict[str, Any]:
         """What the order of rows depends on, for a resumed run to compare."""
@@ -139,71 +140,36 @@ class Data:
                 "weights": self.order.shares, "shuffle_window": self.order.window}
 
 
-def open_data(settings: Settings, directories: Sequence[ShardDirectory], place: Place) -> Data:
-    """Plan the order, then fork the workers."""
-    tables = [directory.rows["train"] for directory in directories]
-    order = Order([rows["shard"] for rows in tables], [rows["patches"] for rows in tables], batch_rows=settings.batch_rows,
-                  seed=settings.seed, weights=settings.weights, window=settings.shuffle_window)
-    seq_len = directories[0].manifest["seq_len"]
-    tokens = DEVICE_TOKENS[settings.model] if place.device.type == "cuda" else CPU_TOKENS
-    split = split_batch(settings.batch_rows, place.ranks, settings.device_batch_size or max(1, tokens // seq_len))
-    rules = Rules.of(directories[0].manifest, settings.loss)  # type: ignore[arg-type]
-    workers = settings.workers
-    if workers is None:
-        workers = min(8, place.cores - 1) if place.device.type == "cuda" else min(1, place.cores - 1)
-    name = "val" if any(len(directory.rows["val"]) for directory in directories) else "train"
-    held_out = [(index, row) for index, directory in enumerate(directories) for row in range(len(directory.rows[name]))]
-    keys = hashes(derive("look", settings.seed), len(held_out))
-    chosen = [held_out[index] for index in keys.argsort()[:settings.eval_rows]]
-    tokenizer = directories[0].store.read_file("tokenizer.json")
-    train = Loader(directories, rules=rules, rows=split.rows, workers=workers, skip_damaged=settings.skip_bad)
-    look_loader = Loader(directories, rules=rules, split=name, rows=split.rows, workers=min(workers, 2),
-                         skip_damaged=settings.skip_bad)
-    return Data(directories=directories, order=order, split=split, train=train, look=look_loader, look_split=name,
-                look_rows=chosen, steps=settings.max_steps or order.steps(settings.epochs), tokenizer=tokenizer)
+Parts = dict[str, list[torch.nn.Parameter]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """What is trained. `names`: of every trained parameter; `parts`: those of each part; `wrapped`: for the forward pass."""
-
-    model: VLM
-    wrapped: torch.nn.Module
-    optimizer: torch.optim.Optimizer
-    names: dict[torch.Tensor, str]
-    parts: dict[str, list[torch.nn.Parameter]]
-
-
-def build(settings: Settings, data: Data, place: Place, say: Any) -> Training:
-    """A model with fresh or given weights, on its device, with its optimizer; without DDP yet."""
+def build(settings: Settings, data: Data, place: Place) -> tuple[VLM, torch.optim.Optimizer, Parts]:
+    """A model with fresh or given weights, on its device; its optimizer; and the trained parameters of each part."""
     torch.manual_seed(settings.seed)
     rules = Rules.of(data.manifest, "all")
-    config = SIZES[settings.model].with_tokens(vocab_size=rules.vocab_size, image_token_id=rules.image_id)
-    model = VLM(config)
+    model = VLM(SIZES[settings.model].with_tokens(vocab_size=rules.vocab_size, image_token_id=rules.image_id))
     going_on = settings.resume and checkpoint.folders(settings.out)
     if settings.init and place.rank == 0 and not going_on:  # DDP hands rank 0's weights to the others
         source = Path(settings.init)
-        report = initialise(model, open_source(str(checkpoint.find(source, "best") if source.is_dir() and (
-            checkpoint.folders(source)) else settings.init)), data.tokenizer)
-        say("\n".join(report.lines()))
+        is_run = source.is_dir() and checkpoint.folders(source)
+        report = initialise(model, open_source(str(checkpoint.find(source, "best") if is_run else source)), data.tokenizer)
+        print("\n".join(report.lines()), file=sys.stderr)
     recompute = settings.recompute or ("all" if settings.model == "full" else "none")
     model.set_recompute(encoder=recompute in ("encoder", "all"), decoder=recompute in ("decoder", "all"))
     model.to(place.device).train()
-    parts: dict[str, list[torch.nn.Parameter]] = {part: [] for part in PARTS}
-    names: dict[torch.Tensor, str] = {}
+    parts: Parts = {part: [] for part in PARTS}
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         part = next(part for part, pattern in PARTS.items() if re.match(pattern, name))
-        parameter.requires_grad_(part not in settings.freeze)
-        if not parameter.requires_grad:
+        if part in settings.freeze:
+            parameter.requires_grad_(False)
             continue
-        names[parameter] = name
         parts[part].append(parameter)
         # Decay pulls on matrices and kernels alone: not on biases, norms, embeddings and position tables.
         decays = parameter.ndim >= 2 and not re.search(r"embed|rel_pos", name)
         key = (settings.group_lr.get(part, settings.lr), settings.weight_decay if decays else 0.0)
         groups.setdefault(key, []).append(parameter)
-    if not names:
+    if not groups:
         raise ValueError("--freeze leaves nothing to train")
     optimizer = torch.optim.AdamW([{"params": group, "lr": rate, "peak": rate, "weight_decay": decay}
                                    for (rate, decay), group in groups.items()], betas=settings.betas, fused=True)
@@ -211,7 +177,7 @@ def build(settings: Settings, data: Data, place: Place, say: Any) -> Training:
         # Block by block: one compilation serves all blocks of a kind, and the number of images may change.
         for block in (*model.encoder.sam.blocks, *model.encoder.clip.transformer["layers"].children(), *model.decoder.layers):
             block.compile()
-    return Training(model=model, wrapped=model, optimizer=optimizer, names=names, parts=parts)
+    return model, optimizer, parts
 
 
 @dataclass(kw_only=True)
@@ -230,83 +196,111 @@ class Progress:
 class Run:
     """One training run on one rank."""
 
-    def __init__(self, settings: Settings, data: Data, place: Place, control: Any, log: runlog.RunLog, training: Training,
-                 progress: Progress, signals: Signals) -> None:
-        self.settings, self.data, self.place, self.control, self.log = settings, data, place, control, log
-        self.training, self.progress, self.signals = training, progress, signals
+    def __init__(self, settings: Settings, data: Data, place: Place, control: Any) -> None:
+        """Build what is trained, and take it to where the run goes on."""
+        self.settings, self.data, self.place, self.control = settings, data, place, control
+        self.model, self.optimizer, self.parts = build(settings, data, place)
+        self.progress = restore(settings, data, place, self.model, self.optimizer)
+        self.wrapped: torch.nn.Module = self.model  # for the forward pass
+        if control is not None:
+            # The gradient of a 1x1 convolution comes in another layout: DDP copies its 16 kB, and warns of that at length.
+            filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+            # Without device_ids DDP leaves the inputs alone, which are on the device already.
+            self.wrapped = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
+        if place.rank == 0:
+            for name in (runlog.STEPS, runlog.EVENTS):
+                runlog.rewind(settings.out / name, self.progress.step or -1)
+            (settings.out / "settings.json").write_text(json.dumps(settings.to_json(), indent=1) + "\n", "utf-8")
+        self.log = runlog.RunLog(settings.out, settings.to_json(), track=settings.track, active=place.rank == 0)
+        self.log.say(self.headline())
+        self.signals = Signals()
         self.deadline = time.monotonic() + settings.stop_after * 3600 if settings.stop_after is not None else math.inf
         self.peak = peak_of(torch.cuda.get_device_name(place.device)) if place.device.type == "cuda" else None
+
+    def headline(self) -> str:
+        """What is about to happen, in a line."""
+        settings, order, split = self.settings, self.data.order, self.data.split
+        total, trained = (sum(p.numel() for p in self.model.parameters() if p.requires_grad or frozen) / 1e6
+                          for frozen in (True, False))
+        passes = ", ".join(f"{count:.2f}" for count in order.passes(self.data.steps))
+        return " · ".join([
+            f"{settings.model}: {total:.2f} M parameters, {trained:.2f} M trained"
+            + (f" (frozen: {', '.join(settings.freeze)})" if settings.freeze else ""),
+            f"{self.place.ranks} x {self.place.device.type}",
+            f"{order.rows} rows, {self.data.steps} steps of {order.batch_rows} rows ({split.accumulation} x {split.rows} a rank), "
+            f"{passes} epochs", *([f"from step {self.progress.step}"] if self.progress.step else []),
+            *(["nothing is left to do"] if self.progress.step >= self.data.steps else [])])
 
     def train(self) -> None:
         """All steps that are left, with evaluations and checkpoints in between."""
         settings, data, progress = self.settings, self.data, self.progress
+
+        def due(every: int) -> bool:
+            return every > 0 and progress.step % every == 0
+
         plan = (rows for step in range(progress.step, data.steps)
                 for rows in data.order.micro_batches(step, self.place.rank, data.split))
-        with contextlib.closing(data.train.batches(plan, self.place.device)) as batches:
+        with self.signals, contextlib.closing(data.train.batches(plan, self.place.device)) as batches:
             while progress.step < data.steps:
                 entry = self.step(batches)
                 progress.step += 1
-                done = progress.step == data.steps
+                done, improved = progress.step == data.steps, False
                 self.log.write(entry)
-                if progress.step <= 5 or progress.step % 10 == 0 or done:
+                if progress.step <= 5 or due(10) or done:
                     self.log.say(runlog.step_line(entry, data.steps))
-                improved = False
-                if done or (settings.eval_every and progress.step % settings.eval_every == 0):
+                if done or due(settings.eval_every):
                     improved = self.evaluate(data.look_rows, "evaluation")
-                elif settings.check_every and progress.step <= EARLY_STEPS and progress.step % settings.check_every == 0:
+                elif progress.step <= EARLY_STEPS and due(settings.check_every):
                     self.evaluate(self.check_rows(), "check")
-                if improved or done or (settings.save_every and progress.step % settings.save_every == 0):
+                if improved or done or due(settings.save_every):
                     self.save(best=improved)
 
     def step(self, batches: Iterator[Batch]) -> dict[str, Any]:
         """One optimizer step; returns its line of the log. Nothing has changed yet when it raises."""
-        place, split, training, started = self.place, self.data.split, self.training, time.monotonic()
+        place, split, wrapped, started = self.place, self.data.split, self.wrapped, time.monotonic()
         # The random state of a step is a function of (seed, step, rank): nothing of it need be saved.
         torch.manual_seed(derive("step", self.settings.seed, self.progress.step, place.rank) >> 1)
         losses = torch.zeros(place.ranks, split.accumulation, dtype=torch.float64, device=place.device)
-        targets = images = samples = 0
-        work = waited = 0.0
+        counts = torch.zeros(6, dtype=torch.float64)  # targets, images, samples, operations, seconds waited, damaged rows
         for micro in range(split.accumulation):
             self.heed_signals()
             before = time.monotonic()
             batch = next(batches)
-            waited += time.monotonic() - before
+            waited = time.monotonic() - before
             last = micro == split.accumulation - 1
-            wrapped = training.wrapped
             sync = wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) and not last else contextlib.nullcontext()
             with sync:
                 with place.autocast():
                     loss = wrapped(input_ids=batch.inputs, targets=batch.targets, **batch.media).loss
                 loss.backward()
             losses[place.rank, micro] = loss.detach()
-            targets += batch.target_count
-            images += batch.images
-            samples += sum(len(row.samples) for row in batch.rows)
-            work += batch_flops(training.model.config, batch.rows, batch.target_count, self.settings.freeze)
-        counts = torch.tensor([targets, images, samples, len(self.data.train.damaged), work, waited], dtype=torch.float64)
+            work = batch_flops(self.model.config, batch.rows, batch.target_count, self.settings.freeze)
+            counts += torch.tensor([batch.target_count, batch.images, sum(len(row.samples) for row in batch.rows), work, waited, 0],
+                                   dtype=torch.float64)
+        counts[-1] = len(self.data.train.damaged)
         sums = torch.cat([losses.flatten(), counts.to(place.device)])
         if place.ranks > 1:
             dist.all_reduce(sums)
-        norms = torch.stack([get_total_norm([p.grad for p in group if p.grad is not None]) if group else losses.new_zeros(())
-                             for group in training.parts.values()])
-        *values, all_targets, all_images, all_samples, damaged, all_work, all_waited = sums.tolist()
+        grads = [[p.grad for p in group if p.grad is not None] for group in self.parts.values()]
+        norms = torch.stack([get_total_norm(part) if part else losses.new_zeros(()) for part in grads])
+        *values, all_targets, all_images, all_samples, all_work, all_waited, damaged = sums.tolist()
         # DDP has averaged over ranks: times ranks over all targets makes it the gradient of the mean over targets.
         scale = place.ranks / max(1.0, all_targets)
-        part_norms = dict(zip(training.parts, [norm * scale for norm in norms.tolist()]))
+        part_norms = dict(zip(self.parts, [norm * scale for norm in norms.tolist()]))
         norm = math.sqrt(sum(value * value for value in part_norms.values()))
         if not math.isfinite(norm) or not all(map(math.isfinite, values)):
             raise self.not_finite(values, norm)
         clip = self.settings.clip
         factor = scale * (min(1.0, clip / (norm + 1e-6)) if clip else 1.0)
-        torch._foreach_mul_([p.grad for group in training.parts.values() for p in group if p.grad is not None], factor)
+        torch._foreach_mul_([grad for part in grads for grad in part], factor)
         share = rate_at(self.progress.step, self.data.steps, self.settings)
-        for group in training.optimizer.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * share
-        training.optimizer.step()
-        training.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         self.progress.samples += int(all_samples)
         self.progress.grad_norm = norm
-        self.progress.sam_grad_norm = part_norms["sam"] if training.parts["sam"] and all_images else None
+        self.progress.sam_grad_norm = part_norms["sam"] if self.parts["sam"] and all_images else None
         seconds = time.monotonic() - started
         return {
             "step": self.progress.step + 1, "loss": sum(values) / max(1.0, all_targets), "lr": self.settings.lr * share,
@@ -328,7 +322,7 @@ class Run:
             self.signals.save = False
             self.save()
         if number or late:
-            self.training.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad(set_to_none=True)
             self.save()
             why = signal.Signals(number).name if number else f"--stop-after {self.settings.stop_after:g} hours"
             raise Stop(f"{why}: saved at step {self.progress.step}; --resume goes on", 128 + number if number else 0)
@@ -356,13 +350,13 @@ class Run:
 
     def evaluate(self, rows: Sequence[Task], kind: str) -> bool:
         """Look at some rows, judge, and stop on a collapse if so asked. Returns whether the validation loss is the best yet."""
-        data, progress, model = self.data, self.progress, self.training.model
+        data, progress = self.data, self.progress
         tables = [directory.rows[data.look_split] for directory in data.directories]
         mine = deal([int(tables[d][row]["patches"]) for d, row in rows], self.place.ranks)[self.place.rank]
         height = data.split.rows
         plan = [[rows[index] for index in mine[at:at + height]] for at in range(0, len(mine), height)]
         with contextlib.closing(data.look.batches(plan, self.place.device)) as batches:
-            seen = look(model, batches, data.sources, self.place.autocast)
+            seen = look(self.model, batches, data.sources, self.place.autocast)
         progress.last_look = seen
         told = {**seen.to_json(), "kind": kind, "split": data.look_split}
         self.log.write({"step": progress.step, "eval": told})
@@ -396,7 +390,7 @@ class Run:
                  "rng": {"seed": self.settings.seed, "step": progress.step}}
         manifest = self.data.manifest
         target = checkpoint.save(
-            out, progress.step, model=self.training.model, optimizer=self.training.optimizer, names=self.training.names,
+            out, progress.step, model=self.model, optimizer=self.optimizer,
             state=state, tokenizer=self.data.tokenizer,
             extra={"mode": manifest["mode"], "specials": manifest["specials"], "recipe": manifest.get("recipe", ""),
                    "size": self.settings.model, "step": progress.step})
@@ -407,7 +401,7 @@ class Run:
         checkpoint.prune(out, self.settings.keep)
 
 
-def restore(settings: Settings, data: Data, place: Place, training: Training) -> Progress:
+def restore(settings: Settings, data: Data, place: Place, model: VLM, optimizer: torch.optim.Optimizer) -> Progress:
     """The state to start from: step 0, or the folder's last checkpoint with --resume. The same on every rank."""
     whole = checkpoint.folders(settings.out)
     found = torch.tensor([max(whole, default=-1)])
@@ -426,51 +420,24 @@ def restore(settings: Settings, data: Data, place: Place, training: Training) ->
             raise ValueError(f"{whole[step]} was trained on {told}: a resumed run reads on in the same order. "
                              "Pass the same --shards, --weights, --seed, --batch-rows and --shuffle-window, or start anew with "
                              f"--init {settings.out} --out ANOTHER")
-    checkpoint.load_tensors(whole[step], training.model, training.optimizer, training.names)
+    checkpoint.load_tensors(whole[step], model, optimizer)
     return Progress(step=step, samples=state["samples"], best=state["best"], watch=Watch(**state["watch"]))
-
-
-def headline(settings: Settings, data: Data, place: Place, training: Training, progress: Progress) -> str:
-    """What is about to happen, in a line."""
-    total, trained = (sum(p.numel() for p in group) / 1e6 for group in (training.model.parameters(), training.names))
-    passes = ", ".join(f"{count:.2f}" for count in data.order.passes(data.steps))
-    return " · ".join([
-        f"{settings.model}: {total:.2f} M parameters, {trained:.2f} M trained"
-        + (f" (frozen: {', '.join(settings.freeze)})" if settings.freeze else ""), f"{place.ranks} x {place.device.type}",
-        f"{data.order.rows} rows, {data.steps} steps of {data.order.batch_rows} rows ({data.split.accumulation} x "
-        f"{data.split.rows} a rank), {passes} epochs", *([f"from step {progress.step}"] if progress.step else []),
-        *(["nothing is left to do"] if progress.step >= data.steps else [])])
 
 
 def run(settings: Settings, directories: Sequence[ShardDirectory], place: Place) -> dict[str, Any]:
     """Set up this rank, train, and return the summary."""
-    data = open_data(settings, directories, place)  # forks the workers: before CUDA, before any thread
+    data = Data(settings, directories, place)  # forks the workers: before CUDA, before any thread
     lock = RunLock(settings.out) if place.rank == 0 else None
     try:
-        if lock and checkpoint.folders(settings.out) and not settings.resume:
-            step = max(checkpoint.folders(settings.out))
-            raise ValueError(f"{settings.out} holds a run at step {step}: --resume goes on with it, --out ANOTHER starts a new one")
         if lock:
+            if (whole := checkpoint.folders(settings.out)) and not settings.resume:
+                raise ValueError(f"{settings.out} holds a run at step {max(whole)}: --resume goes on with it, "
+                                 "--out ANOTHER starts a new one")
             checkpoint.prune(settings.out, settings.keep)
-        control = place.join()
-        chatty = place.rank == 0
-        training = build(settings, data, place, lambda text: print(text, file=sys.stderr) if chatty else None)
-        progress = restore(settings, data, place, training)
-        if control is not None:
-            # The gradient of a 1x1 convolution comes in another layout: DDP copies its 16 kB, and warns of that at length.
-            filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-            # Without device_ids DDP leaves the inputs alone, which are on the device already.
-            training = dataclasses.replace(training, wrapped=DistributedDataParallel(
-                training.model, gradient_as_bucket_view=True))
-        if lock:
-            for name in (runlog.STEPS, runlog.EVENTS):
-                runlog.rewind(settings.out / name, progress.step or -1)
-            (settings.out / "settings.json").write_text(json.dumps(settings.to_json(), indent=1) + "\n", "utf-8")
-        log = runlog.RunLog(settings.out, settings.to_json(), track=settings.track, active=chatty)
-        log.say(headline(settings, data, place, training, progress))
-        with contextlib.closing(log), Signals() as signals:
-            Run(settings, data, place, control, log, training, progress, signals).train()
-        seen = progress.last_look
+        this = Run(settings, data, place, place.join())
+        with contextlib.closing(this.log):
+            this.train()
+        progress, seen = this.progress, this.progress.last_look
         return {"out": str(settings.out), "steps": progress.step, "samples": progress.samples, "best_loss": progress.best,
                 "val_loss": seen and seen.loss, "blind_loss": seen and seen.blind_loss}
     finally:
@@ -494,19 +461,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         directories = [open_directory(where, cache) for where in arguments.shards]
         summary = run(resolve(arguments, directories), directories, place)
     except Stop as stop:
+        message, code = stop.args
         if first:
-            print(stop, file=sys.stderr)
-        return stop.code
-    except (ValueError, WorkerDied) as error:
-        if first or isinstance(error, (DamagedRow, WorkerDied)):  # these are one rank's, others are everyone's
-            print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:  # a file that is missing, a full or read-only disk, a store that does not answer
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except torch.OutOfMemoryError as error:
-        print(f"error: {error}\nA smaller --device-batch-size (same steps, more accumulation) or --recompute all takes less memory",
-              file=sys.stderr)
+            print(message, file=sys.stderr)
+        return int(code)
+    except (ValueError, OSError, WorkerDied, torch.OutOfMemoryError) as error:
+        # OSError: a file that is missing, a full or read-only disk, a store that does not answer.
+        more = ("\nA smaller --device-batch-size (same steps, more accumulation) or --recompute all takes less memory"
+                if isinstance(error, torch.OutOfMemoryError) else "")
+        if first or isinstance(error, DamagedRow) or not isinstance(error, ValueError):  # one rank's; others are everyone's
+            print(f"error: {error}{more}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
