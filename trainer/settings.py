@@ -22,6 +22,8 @@ from trainer.pretrained import PARTS
 
 SCHEDULES = ("cosine", "step", "linear")
 LOSSES = ("all", "answer")
+DEVICE_TOKENS = {"micro": 65536, "nano": 65536, "full": 16384}  # at once on a GPU, without --device-batch-size
+CPU_TOKENS = 4096
 
 # Keys of a manifest's train table, and what holds where a recipe is silent. Rate, warm-up and betas are those with which
 # small models from scratch kept looking at the pictures; larger rates made some of them blind.
@@ -72,6 +74,14 @@ class Settings:
     compile: bool | None
     recompute: str | None
     track: str
+
+    def rows_at_once(self, seq_len: int, *, on_gpu: bool) -> int:
+        """Rows that a device takes at one time: --device-batch-size, or by the size of the model."""
+        return self.device_batch_size or max(1, (DEVICE_TOKENS[self.model] if on_gpu else CPU_TOKENS) // seq_len)
+
+    def recomputes(self, half: str) -> bool:
+        """Whether that half of the model, "encoder" or "decoder", uses activation checkpointing."""
+        return (self.recompute or ("all" if self.model == "full" else "none")) in (half, "all")
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for settings.json."""

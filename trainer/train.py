@@ -36,72 +36,24 @@ from torch.nn.utils import get_total_norm
 from shards.reader import DamagedRow
 from trainer import checkpoint, runlog
 from trainer.data.batch import Batch, Rules
-from trainer.data.loader import Loader, Task, WorkerDied
-from trainer.data.order import Order, deal, derive, hashes, split_batch
+from trainer.data.loader import Loader, WorkerDied
+from trainer.data.order import Order, deal, derive, permutation, split_batch
 from trainer.data.store import Cache, ShardDirectory, open_directory
 from trainer.flops import batch_flops, peak_of
 from trainer.model.config import SIZES
 from trainer.model.vlm import VLM
 from trainer.monitor import Look, Watch, look
+from trainer.place import Place
 from trainer.pretrained import PARTS, initialise, open_source
 from trainer.settings import Settings, parser, rate_at, resolve
 
 CHECK_ROWS = 8  # rows of a quick look for collapse
 EARLY_STEPS = 500  # how long such looks are taken every --check-every steps
-DEVICE_TOKENS = {"micro": 65536, "nano": 65536, "full": 16384}  # at once on a GPU, without --device-batch-size
-CPU_TOKENS = 4096
 LOST_RANK = re.compile(r"Connection (closed|reset) by peer|Broken pipe|NCCL|Timed out waiting", re.IGNORECASE)
 
 
 class Stop(Exception):
     """The run ends early, in good order: a message, and the exit code."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where this process stands among the ranks, and what it computes on."""
-
-    rank: int
-    ranks: int
-    local_ranks: int
-    device: torch.device
-
-    @classmethod
-    def find(cls, device: str) -> "Place":
-        """From torchrun's environment; a process started without torchrun is a run of one rank."""
-        os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asking for a GPU must not start CUDA before the fork
-        local = int(os.environ.get("LOCAL_RANK", 0))
-        if device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("--device cuda, but torch finds no GPU here; --device cpu trains without one")
-        on_gpu = device != "cpu" and torch.cuda.is_available()
-        return cls(rank=int(os.environ.get("RANK", 0)), ranks=int(os.environ.get("WORLD_SIZE", 1)),
-                   local_ranks=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
-                   device=torch.device(f"cuda:{local}" if on_gpu else "cpu"))
-
-    @property
-    def cores(self) -> int:
-        """CPU cores that are this rank's share."""
-        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return max(1, usable // self.local_ranks)
-
-    def join(self) -> Any:
-        """Meet the other ranks. Returns the group for control messages, which never wait for a GPU; None alone."""
-        if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(self.cores)
-        if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)
-            torch.set_float32_matmul_precision("high")
-        if "RANK" not in os.environ:
-            return None
-        if self.device.type == "cuda":
-            dist.init_process_group("nccl", device_id=self.device)
-            return dist.new_group(backend="gloo")
-        dist.init_process_group("gloo")
-        return dist.group.WORLD
-
-    def autocast(self) -> Any:
-        """bf16 on a GPU; float32 on a CPU, where runs are compared bit by bit."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
 
 
 class Data:
@@ -119,16 +71,13 @@ class Data:
         self.order = Order([rows["shard"] for rows in tables], [rows["patches"] for rows in tables], seed=settings.seed,
                            batch_rows=settings.batch_rows, weights=settings.weights, window=settings.shuffle_window)
         self.steps = settings.max_steps or self.order.steps(settings.epochs)
-        on_gpu = place.device.type == "cuda"
-        tokens = DEVICE_TOKENS[settings.model] if on_gpu else CPU_TOKENS
         self.split = split_batch(settings.batch_rows, place.ranks,
-                                 settings.device_batch_size or max(1, tokens // self.manifest["seq_len"]))
+                                 settings.rows_at_once(self.manifest["seq_len"], on_gpu=place.on_gpu))
         self.look_split = "val" if any(len(directory.rows["val"]) for directory in directories) else "train"
         rows = [(index, row) for index, directory in enumerate(directories) for row in range(len(directory.rows[self.look_split]))]
-        keys = hashes(derive("look", settings.seed), len(rows))
-        self.look_rows = [rows[index] for index in keys.argsort()[:settings.eval_rows]]
+        self.look_rows = [rows[index] for index in permutation(len(rows), "look", settings.seed)[:settings.eval_rows]]
         self.tokenizer = directories[0].store.read_file("tokenizer.json")  # once: at a checkpoint its store may be away
-        workers = min(8 if on_gpu else 1, place.cores - 1) if settings.workers is None else settings.workers
+        workers = min(8 if place.on_gpu else 1, place.cores - 1) if settings.workers is None else settings.workers
         self.train, self.look = (
             Loader(directories, rules=Rules.of(self.manifest, settings.loss), split=name, rows=self.split.rows, workers=count,
                    skip_damaged=settings.skip_bad) for name, count in (("train", workers), (self.look_split, min(workers, 2))))
@@ -150,12 +99,12 @@ def build(settings: Settings, data: Data, place: Place) -> tuple[VLM, torch.opti
     model = VLM(SIZES[settings.model].with_tokens(vocab_size=rules.vocab_size, image_token_id=rules.image_id))
     going_on = settings.resume and checkpoint.folders(settings.out)
     if settings.init and place.rank == 0 and not going_on:  # DDP hands rank 0's weights to the others
-        source = Path(settings.init)
-        is_run = source.is_dir() and checkpoint.folders(source)
-        report = initialise(model, open_source(str(checkpoint.find(source, "best") if is_run else source)), data.tokenizer)
+        folder = Path(settings.init)
+        is_run = folder.is_dir() and checkpoint.folders(folder)
+        source = open_source(str(checkpoint.find(folder, "best")) if is_run else settings.init)
+        report = initialise(model, source, data.tokenizer)
         print("\n".join(report.lines()), file=sys.stderr)
-    recompute = settings.recompute or ("all" if settings.model == "full" else "none")
-    model.set_recompute(encoder=recompute in ("encoder", "all"), decoder=recompute in ("decoder", "all"))
+    model.set_recompute(encoder=settings.recomputes("encoder"), decoder=settings.recomputes("decoder"))
     model.to(place.device).train()
     parts: Parts = {part: [] for part in PARTS}
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
@@ -173,7 +122,7 @@ def build(settings: Settings, data: Data, place: Place) -> tuple[VLM, torch.opti
         raise ValueError("--freeze leaves nothing to train")
     optimizer = torch.optim.AdamW([{"params": group, "lr": rate, "peak": rate, "weight_decay": decay}
                                    for (rate, decay), group in groups.items()], betas=settings.betas, fused=True)
-    if settings.compile or (settings.compile is None and place.device.type == "cuda" and settings.model != "micro"):
+    if settings.compile or (settings.compile is None and place.on_gpu and settings.model != "micro"):
         # Block by block: one compilation serves all blocks of a kind, and the number of images may change.
         for block in (*model.encoder.sam.blocks, *model.encoder.clip.transformer["layers"].children(), *model.decoder.layers):
             block.compile()
@@ -215,7 +164,7 @@ class Run:
         self.log.say(self.headline())
         self.signals = Signals()
         self.deadline = time.monotonic() + settings.stop_after * 3600 if settings.stop_after is not None else math.inf
-        self.peak = peak_of(torch.cuda.get_device_name(place.device)) if place.device.type == "cuda" else None
+        self.peak = peak_of(torch.cuda.get_device_name(place.device)) if place.on_gpu else None
 
     def headline(self) -> str:
         """What is about to happen, in a line."""
@@ -249,9 +198,9 @@ class Run:
                 if progress.step <= 5 or due(10) or done:
                     self.log.say(runlog.step_line(entry, data.steps))
                 if done or due(settings.eval_every):
-                    improved = self.evaluate(data.look_rows, "evaluation")
+                    improved = self.evaluate("evaluation")
                 elif progress.step <= EARLY_STEPS and due(settings.check_every):
-                    self.evaluate(self.check_rows(), "check")
+                    self.evaluate("check")
                 if improved or done or due(settings.save_every):
                     self.save(best=improved)
 
@@ -342,16 +291,13 @@ class Run:
                     + "\n  ".join(rows) + f"\n{on} again with a lower --lr or more --warmup-steps; "
                     "if the rows are at fault, `pipeline inspect` shows them", 1)
 
-    def check_rows(self) -> list[Task]:
-        """A few rows with images for a quick look."""
-        directories, split = self.data.directories, self.data.look_split
-        with_images = [task for task in self.data.look_rows if directories[task[0]].rows[split][task[1]]["images"]]
-        return with_images[:max(CHECK_ROWS, 2 * self.place.ranks)]
-
-    def evaluate(self, rows: Sequence[Task], kind: str) -> bool:
-        """Look at some rows, judge, and stop on a collapse if so asked. Returns whether the validation loss is the best yet."""
+    def evaluate(self, kind: str) -> bool:
+        """Look at the rows of an "evaluation", or for a "check" at a few with images; judge, and stop on a collapse if so asked.
+        Returns whether the validation loss is the best yet."""
         data, progress = self.data, self.progress
-        tables = [directory.rows[data.look_split] for directory in data.directories]
+        tables, rows = [directory.rows[data.look_split] for directory in data.directories], data.look_rows
+        if kind == "check":
+            rows = [(d, row) for d, row in rows if tables[d][row]["images"]][:max(CHECK_ROWS, 2 * self.place.ranks)]
         mine = deal([int(tables[d][row]["patches"]) for d, row in rows], self.place.ranks)[self.place.rank]
         height = data.split.rows
         plan = [[rows[index] for index in mine[at:at + height]] for at in range(0, len(mine), height)]
@@ -475,7 +421,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except RuntimeError as error:
-        if not (dist.is_available() and place.ranks > 1 and LOST_RANK.search(str(error))):
+        if not (place.ranks > 1 and LOST_RANK.search(str(error))):
             raise
         print(f"rank {place.rank} ends because another rank has ended ({str(error).splitlines()[0][:200]})", file=sys.stderr)
         return 1

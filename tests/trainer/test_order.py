@@ -33,9 +33,9 @@ def test_hashes_are_splitmix64() -> None:
 
 def test_permutation_is_pinned() -> None:
     """A change here would change what every resumed run reads."""
-    assert permutation(10, 0, 0).tolist() == PINNED
-    assert permutation(10, 0, 1).tolist() != PINNED
-    assert permutation(10, 1, 0).tolist() != PINNED
+    assert permutation(10, "rows", 0, 0, 0).tolist() == PINNED
+    assert permutation(10, "rows", 0, 0, 1).tolist() != PINNED
+    assert permutation(10, "rows", 1, 0, 0).tolist() != PINNED
 
 
 PINNED = [1, 0, 6, 9, 8, 4, 3, 2, 5, 7]
@@ -82,7 +82,7 @@ def test_ranks_and_accumulation_only_divide_a_batch(rows: int, batch: int, ranks
 
 def test_a_batch_of_two_epochs() -> None:
     order = make_order([5], 2)
-    assert order.batch(2) == [(0, int(permutation(5, 0, 0)[4])), (0, int(permutation(5, 0, 1)[0]))]
+    assert order.batch(2) == [(0, int(permutation(5, "rows", 0, 0, 0)[4])), (0, int(permutation(5, "rows", 0, 0, 1)[0]))]
 
 
 @settings(deadline=None)

@@ -276,7 +276,6 @@ class Loader:
         deadline = time.monotonic() + CLOSE_SECONDS
         for process in self._processes:
             process.join(max(0.0, deadline - time.monotonic()))
-        for process in self._processes:
             if process.is_alive():
                 process.kill()
                 process.join(CLOSE_SECONDS)

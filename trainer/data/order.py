@@ -48,22 +48,21 @@ def hashes(key: int, count: int) -> npt.NDArray[np.uint64]:
     return z ^ (z >> np.uint64(31))
 
 
-def permutation(count: int, seed: int, epoch: int, stream: int = 0) -> Ints:
-    """The order of `count` rows in an epoch: int64 [count], a function of its arguments alone."""
-    return np.argsort(hashes(derive("rows", seed, stream, epoch), count), kind="stable").astype(np.int64)
+def permutation(count: int, *key: object) -> Ints:
+    """An order of `count` things: int64 [count], a function of its arguments alone."""
+    return np.argsort(hashes(derive(*key), count), kind="stable").astype(np.int64)
 
 
 def windowed_permutation(shards: npt.NDArray[Any], window: int, seed: int, epoch: int, stream: int = 0) -> Ints:
-    """As `permutation`, but only `window` shards are mixed at a time: for a store read through a small cache.
+    """The order of rows in an epoch: int64, where only `window` shards are mixed at a time, for a store read through a small cache.
 
     `shards` is the shard number of each row. Shards come in a permuted order, in groups of `window`; rows are permuted in
     their group. With window 0, or as large as the directory, this is a global shuffle.
     """
     names, of_row = np.unique(shards, return_inverse=True)
     if not window or window >= len(names):
-        return permutation(len(shards), seed, epoch, stream)
-    place = np.empty(len(names), dtype=np.int64)
-    place[np.argsort(hashes(derive("shards", seed, stream, epoch), len(names)), kind="stable")] = np.arange(len(names))
+        return permutation(len(shards), "rows", seed, stream, epoch)
+    place = np.argsort(permutation(len(names), "shards", seed, stream, epoch))  # of each shard in the permuted order
     return np.lexsort((hashes(derive("rows", seed, stream, epoch), len(shards)), place[of_row] // window)).astype(np.int64)
 
 
@@ -146,8 +145,6 @@ class Order:
             self._streams, self._places = [np.concatenate(self._streams)], [np.concatenate(self._places)]
         self._pattern = np.zeros(1, dtype=np.int64) if weights is None else mixture_pattern(weights)
         self.shares = None if weights is None else [round(weight / sum(weights), 6) for weight in weights]
-        if any(len(stream) == 0 for stream in self._streams):
-            raise ValueError("a directory holds no packed rows: leave it out")
         # _before[d, i]: how often stream d comes among the first i positions of the pattern.
         chosen = self._pattern[None] == np.arange(len(self._streams))[:, None]
         self._before = np.concatenate([np.zeros((len(chosen), 1), np.int64), np.cumsum(chosen, axis=1)], axis=1)

@@ -58,10 +58,6 @@ class Store:
         """A whole small file of the directory; FileNotFoundError without it."""
         raise NotImplementedError
 
-    def fetch(self, name: str, path: Path) -> None:
-        """Copy a whole large file to a path."""
-        raise NotImplementedError
-
 
 class LocalStore(Store):
     """A folder of this machine: one positional read a row."""
@@ -118,8 +114,7 @@ class S3Store(Store):
 
         for attempt in range(S3_ATTEMPTS):
             try:
-                body: bytes = self._s3().get_object(Bucket=self._bucket, Key=self._key(name), **more)["Body"].read()
-                return body
+                return bytes(self._s3().get_object(Bucket=self._bucket, Key=self._key(name), **more)["Body"].read())
             except ClientError as error:
                 if error.response["Error"]["Code"] in ("NoSuchKey", "404"):
                     raise FileNotFoundError(f"{self.where}/{name} does not exist") from None
@@ -160,7 +155,7 @@ class CachedStore(Store):
     A shard in use is never pulled away from a reader: an open file outlives its name.
     """
 
-    def __init__(self, inner: Store, cache: Cache) -> None:
+    def __init__(self, inner: LocalStore | S3Store, cache: Cache) -> None:
         self.where, self._inner, self._bytes = inner.where, inner, cache.bytes
         self.in_flight = max(2, inner.in_flight)  # the next shard is fetched while a row is decoded
         name = "".join(c if c.isalnum() else "-" for c in inner.where).strip("-")[-80:]

@@ -37,8 +37,7 @@ def flex_mask(segment_ids: Tensor, *, compiled: bool = True) -> BlockMask:
         return (q >= k) & (segment_ids[b, q] == segment_ids[b, k])
 
     make: Any = _compiled(create_block_mask) if compiled else create_block_mask
-    mask: BlockMask = make(same_sample, batch, None, length, length, device=str(segment_ids.device))
-    return mask
+    return make(same_sample, batch, None, length, length, device=str(segment_ids.device))
 
 
 Lengths = list[int]
@@ -68,8 +67,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
         # A layer that is being compiled takes the kernel in; compiling it twice would not help.
         plain = torch.compiler.is_compiling() or not q.is_cuda
         kernel: Any = flex_attention if plain else _compiled(flex_attention)
-        out: Tensor = kernel(q, k, v, block_mask=mask, enable_gqa=True)
-        return out
+        return kernel(q, k, v, block_mask=mask, enable_gqa=True)
     if isinstance(mask, list):
         # [B, H, T, d] as [1, H, B * T, d]: then a sample is a slice, whatever row it stands in.
         samples = zip(*(torch.split(x.transpose(0, 1).flatten(1, 2)[None], mask, 2) for x in (q, k, v)))
