@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable
 from shards.geometry import COMPRESSION, PATCH
 from trainer.data.batch import RowInfo
 from trainer.model.config import VLMConfig
+from trainer.pixels import count_views
 
 PEAK = {  # dense bf16 operations a second, from the vendors' data sheets; matched against the device's name, in this order
     "B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "H20": 148e12, "A100": 312e12, "L40S": 362e12,
@@ -55,7 +56,7 @@ def batch_flops(config: VLMConfig, rows: Iterable[RowInfo], targets: int, frozen
     lengths = []
     for row in rows:
         lengths += [span.stop - span.start for span in row.samples]
-        for side, count in row.views.items():
+        for side, count in count_views(row.images).items():
             first, second = encoder_view(config, side)
             sam, clip = sam + count * first, clip + count * second
     below = {"sam", "compressor"} <= set(frozen)

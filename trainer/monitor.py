@@ -105,10 +105,10 @@ def variance_fraction(features: torch.Tensor) -> float:
 
 def _features(model: VLM, batch: Batch) -> torch.Tensor:
     """(views, vf at the compressor * views, vf at the projector * views, mean square * views) of the sizes with two or more."""
-    stages, sums = model.stages(batch.media["pixel_values"]), torch.zeros(4, dtype=torch.float64)
-    for side, projected in stages.projected.items():
+    sums = torch.zeros(4, dtype=torch.float64)
+    for compressed, projected in model.stages(batch.media["pixel_values"]).values():
         if (views := len(projected)) > 1:
-            sums += views * torch.tensor([1.0, variance_fraction(stages.compressor[side]), variance_fraction(projected),
+            sums += views * torch.tensor([1.0, variance_fraction(compressed), variance_fraction(projected),
                                           float(projected.double().square().mean())], dtype=torch.float64)
     return sums
 

@@ -52,7 +52,8 @@ def _wandb(out: Path, settings: dict[str, Any]) -> Any:
 class RunLog:
     """The log of one run, on rank 0; `active=False` gives one that says nothing."""
 
-    def __init__(self, out: Path, settings: dict[str, Any], *, track: str = "auto", active: bool = True) -> None:
+    def __init__(self, out: Path, settings: dict[str, Any], *, step: int = 0, track: str = "auto", active: bool = True) -> None:
+        """Write settings.json, and go on with the logs behind the lines of that step."""
         self._steps: TextIO | None = None
         self._events: TextIO | None = None
         self._board: Any = None
@@ -61,6 +62,9 @@ class RunLog:
             return
         if track not in ("auto", "none") and importlib.util.find_spec(track) is None:
             raise ValueError(f"--track {track} needs the package {track}, which is not installed")
+        for name in (STEPS, EVENTS):
+            rewind(out / name, step or -1)
+        (out / "settings.json").write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
         self._steps = open(out / STEPS, "a", encoding="utf-8")
         self._events = open(out / EVENTS, "a", encoding="utf-8")
         if track == "tensorboard" or (track == "auto" and importlib.util.find_spec("tensorboard")):

@@ -22,7 +22,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from warnings import filterwarnings
 
@@ -35,16 +34,15 @@ from torch.nn.utils import get_total_norm
 
 from shards.reader import DamagedRow
 from trainer import checkpoint, runlog
+from trainer.build import build
 from trainer.data.batch import Batch, Rules
 from trainer.data.loader import Loader, WorkerDied
 from trainer.data.order import Order, deal, derive, permutation, split_batch
 from trainer.data.store import Cache, ShardDirectory, open_directory
 from trainer.flops import batch_flops, peak_of
-from trainer.model.config import SIZES
 from trainer.model.vlm import VLM
 from trainer.monitor import Look, Watch, look
 from trainer.place import Place
-from trainer.pretrained import PARTS, initialise, open_source
 from trainer.settings import Settings, parser, rate_at, resolve
 
 CHECK_ROWS = 8  # rows of a quick look for collapse
@@ -89,46 +87,6 @@ class Data:
                 "weights": self.order.shares, "shuffle_window": self.order.window}
 
 
-Parts = dict[str, list[torch.nn.Parameter]]
-
-
-def build(settings: Settings, data: Data, place: Place) -> tuple[VLM, torch.optim.Optimizer, Parts]:
-    """A model with fresh or given weights, on its device; its optimizer; and the trained parameters of each part."""
-    torch.manual_seed(settings.seed)
-    rules = Rules.of(data.manifest, "all")
-    model = VLM(SIZES[settings.model].with_tokens(vocab_size=rules.vocab_size, image_token_id=rules.image_id))
-    going_on = settings.resume and checkpoint.folders(settings.out)
-    if settings.init and place.rank == 0 and not going_on:  # DDP hands rank 0's weights to the others
-        folder = Path(settings.init)
-        is_run = folder.is_dir() and checkpoint.folders(folder)
-        source = open_source(str(checkpoint.find(folder, "best")) if is_run else settings.init)
-        report = initialise(model, source, data.tokenizer)
-        print("\n".join(report.lines()), file=sys.stderr)
-    model.set_recompute(encoder=settings.recomputes("encoder"), decoder=settings.recomputes("decoder"))
-    model.to(place.device).train()
-    parts: Parts = {part: [] for part in PARTS}
-    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        part = next(part for part, pattern in PARTS.items() if re.match(pattern, name))
-        if part in settings.freeze:
-            parameter.requires_grad_(False)
-            continue
-        parts[part].append(parameter)
-        # Decay pulls on matrices and kernels alone: not on biases, norms, embeddings and position tables.
-        decays = parameter.ndim >= 2 and not re.search(r"embed|rel_pos", name)
-        key = (settings.group_lr.get(part, settings.lr), settings.weight_decay if decays else 0.0)
-        groups.setdefault(key, []).append(parameter)
-    if not groups:
-        raise ValueError("--freeze leaves nothing to train")
-    optimizer = torch.optim.AdamW([{"params": group, "lr": rate, "peak": rate, "weight_decay": decay}
-                                   for (rate, decay), group in groups.items()], betas=settings.betas, fused=True)
-    if settings.compile or (settings.compile is None and place.on_gpu and settings.model != "micro"):
-        # Block by block: one compilation serves all blocks of a kind, and the number of images may change.
-        for block in (*model.encoder.sam.blocks, *model.encoder.clip.transformer["layers"].children(), *model.decoder.layers):
-            block.compile()
-    return model, optimizer, parts
-
-
 @dataclass(kw_only=True)
 class Progress:
     """What changes from step to step and is part of a checkpoint, beside weights and optimizer."""
@@ -148,7 +106,7 @@ class Run:
     def __init__(self, settings: Settings, data: Data, place: Place, control: Any) -> None:
         """Build what is trained, and take it to where the run goes on."""
         self.settings, self.data, self.place, self.control = settings, data, place, control
-        self.model, self.optimizer, self.parts = build(settings, data, place)
+        self.model, self.optimizer, self.parts = build(settings, data.manifest, data.tokenizer, place)
         self.progress = restore(settings, data, place, self.model, self.optimizer)
         self.wrapped: torch.nn.Module = self.model  # for the forward pass
         if control is not None:
@@ -156,11 +114,8 @@ class Run:
             filterwarnings("ignore", message="Grad strides do not match bucket view strides")
             # Without device_ids DDP leaves the inputs alone, which are on the device already.
             self.wrapped = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
-        if place.rank == 0:
-            for name in (runlog.STEPS, runlog.EVENTS):
-                runlog.rewind(settings.out / name, self.progress.step or -1)
-            (settings.out / "settings.json").write_text(json.dumps(settings.to_json(), indent=1) + "\n", "utf-8")
-        self.log = runlog.RunLog(settings.out, settings.to_json(), track=settings.track, active=place.rank == 0)
+        self.log = runlog.RunLog(settings.out, settings.to_json(), step=self.progress.step, track=settings.track,
+                                 active=place.rank == 0)
         self.log.say(self.headline())
         self.signals = Signals()
         self.deadline = time.monotonic() + settings.stop_after * 3600 if settings.stop_after is not None else math.inf
@@ -299,8 +254,7 @@ class Run:
         if kind == "check":
             rows = [(d, row) for d, row in rows if tables[d][row]["images"]][:max(CHECK_ROWS, 2 * self.place.ranks)]
         mine = deal([int(tables[d][row]["patches"]) for d, row in rows], self.place.ranks)[self.place.rank]
-        height = data.split.rows
-        plan = [[rows[index] for index in mine[at:at + height]] for at in range(0, len(mine), height)]
+        plan = [[rows[index] for index in mine[at:at + data.split.rows]] for at in range(0, len(mine), data.split.rows)]
         with contextlib.closing(data.look.batches(plan, self.place.device)) as batches:
             seen = look(self.model, batches, data.sources, self.place.autocast)
         progress.last_look = seen
@@ -336,8 +290,7 @@ class Run:
                  "rng": {"seed": self.settings.seed, "step": progress.step}}
         manifest = self.data.manifest
         target = checkpoint.save(
-            out, progress.step, model=self.model, optimizer=self.optimizer,
-            state=state, tokenizer=self.data.tokenizer,
+            out, progress.step, model=self.model, optimizer=self.optimizer, state=state, tokenizer=self.data.tokenizer,
             extra={"mode": manifest["mode"], "specials": manifest["specials"], "recipe": manifest.get("recipe", ""),
                    "size": self.settings.model, "step": progress.step})
         if best:
@@ -350,9 +303,8 @@ class Run:
 def restore(settings: Settings, data: Data, place: Place, model: VLM, optimizer: torch.optim.Optimizer) -> Progress:
     """The state to start from: step 0, or the folder's last checkpoint with --resume. The same on every rank."""
     whole = checkpoint.folders(settings.out)
-    found = torch.tensor([max(whole, default=-1)])
+    found = torch.tensor([max(whole, default=-1)], device=place.device)
     if place.ranks > 1:
-        found = found.to(place.device)
         dist.broadcast(found, 0)
     step = int(found)
     if step < 0:

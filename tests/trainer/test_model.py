@@ -136,18 +136,18 @@ def test_layout_of_an_image(model: VLM) -> None:
     batch = group_views([ImageViews(view=picture(9, 1024).view, tiles=tiles, grid=(2, 3))])
     assert batch is not None
     with torch.no_grad():
-        vectors, stages = model.encode_images(batch)[0], model.stages(batch).projected
+        vectors, stages = model.encode_images(batch)[0], model.stages(batch)
         newline, separator = model.image_newline, model.view_separator
     assert len(vectors) == 903
     local, whole = vectors[:630].view(30, 21, -1), vectors[630:902].view(16, 17, -1)
     assert torch.equal(local[:, 20], newline.expand(30, -1))
     assert torch.equal(whole[:, 16], newline.expand(16, -1))
     assert torch.equal(vectors[902], separator)
-    assert torch.equal(whole[:, :16].reshape(256, -1), stages[1024][0])
+    assert torch.equal(whole[:, :16].reshape(256, -1), stages[1024][1][0])
     for tile in range(6):
         row, column = divmod(tile, 2)
         part = local[10 * row : 10 * row + 10, 10 * column : 10 * column + 10]
-        assert torch.equal(part.reshape(100, -1), stages[640][tile])
+        assert torch.equal(part.reshape(100, -1), stages[640][1][tile])
 
 
 @pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "gundam"])

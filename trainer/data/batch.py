@@ -75,11 +75,6 @@ class RowInfo:
     samples: tuple[SampleSpan, ...] = ()
     damage: str = ""  # why a row is left out; it then takes part as padding
 
-    @property
-    def views(self) -> dict[int, int]:
-        """Number of views by side, in the buffer's order."""
-        return count_views(self.images)
-
 
 def row_bytes(rows: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     """Bytes of the buffers of those entries of a row table: int64 [n]."""

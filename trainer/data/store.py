@@ -87,7 +87,7 @@ class S3Store(Store):
         bucket, _, prefix = url.removeprefix("s3://").partition("/")
         if not bucket:
             raise ValueError(f"{url!r} names no bucket; write s3://bucket/prefix")
-        self.where, self._bucket, self._prefix = url, bucket, prefix.strip("/")
+        self.where, self._bucket, self._prefix = url, bucket, f"{prefix.strip('/')}/".lstrip("/")
         self._client: Any = None
         self._owner = 0
 
@@ -104,9 +104,6 @@ class S3Store(Store):
             self._client, self._owner = boto3.session.Session().client("s3", config=config), os.getpid()
         return self._client
 
-    def _key(self, name: str) -> str:
-        return f"{self._prefix}/{name}".lstrip("/")
-
     def _get(self, name: str, **more: str) -> bytes:
         """One GET with its body, tried again when the body breaks off (botocore only retries up to the headers). OSError if it
         cannot be had."""
@@ -114,7 +111,7 @@ class S3Store(Store):
 
         for attempt in range(S3_ATTEMPTS):
             try:
-                return bytes(self._s3().get_object(Bucket=self._bucket, Key=self._key(name), **more)["Body"].read())
+                return bytes(self._s3().get_object(Bucket=self._bucket, Key=self._prefix + name, **more)["Body"].read())
             except ClientError as error:
                 if error.response["Error"]["Code"] in ("NoSuchKey", "404"):
                     raise FileNotFoundError(f"{self.where}/{name} does not exist") from None
@@ -136,7 +133,7 @@ class S3Store(Store):
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
-            client.download_file(self._bucket, self._key(name), str(path))
+            client.download_file(self._bucket, self._prefix + name, str(path))
         except (Boto3Error, BotoCoreError, ClientError) as error:
             raise OSError(f"{self.where}/{name}: {error}") from None
 

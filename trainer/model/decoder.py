@@ -9,9 +9,8 @@ SDPA sample by sample. So scores between samples are never computed. Module name
 # Calling a torch module returns Any, as torch declares it.
 # mypy: disable-error-code="no-any-return"
 
-from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
+from itertools import pairwise, repeat
 from typing import Any
 
 import torch
@@ -98,24 +97,22 @@ class LayerCache:
         self.keys, self.values = self.keys[rows], self.values[rows]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rope:
-    """cos and sin of every position, [B, 1, T, d], in float32."""
+Rope = tuple[Tensor, Tensor]
+"""cos and sin of every position, [B, 1, T, d], in float32."""
 
-    cos: Tensor
-    sin: Tensor
 
-    @classmethod
-    def at(cls, position_ids: Tensor, config: DecoderConfig) -> "Rope":
-        """Rotary angles for int64 positions [B, T]."""
-        steps = torch.arange(0, config.head_dim, 2, device=position_ids.device, dtype=torch.float32)
-        frequencies = 1.0 / config.rope_theta ** (steps / config.head_dim)
-        angles = (position_ids[..., None].float() * frequencies).repeat(1, 1, 2)[:, None]
-        return cls(cos=angles.cos(), sin=angles.sin())
+def rotary_angles(position_ids: Tensor, config: DecoderConfig) -> Rope:
+    """Of int64 positions [B, T]."""
+    steps = torch.arange(0, config.head_dim, 2, device=position_ids.device, dtype=torch.float32)
+    frequencies = 1.0 / config.rope_theta ** (steps / config.head_dim)
+    angles = (position_ids[..., None].float() * frequencies).repeat(1, 1, 2)[:, None]
+    return angles.cos(), angles.sin()
 
-    def __call__(self, x: Tensor) -> Tensor:
-        first, second = x.chunk(2, -1)
-        return (x * self.cos + torch.cat([-second, first], -1) * self.sin).to(x.dtype)
+
+def rotate(x: Tensor, rope: Rope) -> Tensor:
+    """Queries or keys [B, H, T, d], turned by their positions."""
+    (first, second), (cos, sin) = x.chunk(2, -1), rope
+    return (x * cos + torch.cat([-second, first], -1) * sin).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -131,7 +128,7 @@ class Attention(nn.Module):
         batch, length, width = x.shape
         q, k, v = (project(x).view(batch, length, -1, self.head_dim).transpose(1, 2)
                    for project in (self.q_proj, self.k_proj, self.v_proj))
-        q, k = rope(q), rope(k)
+        q, k = rotate(q, rope), rotate(k, rope)
         if cache is not None:
             k, v = cache.extend(k, v)
         return self.o_proj(attend(q, k, v, mask).transpose(1, 2).reshape(batch, length, width))
@@ -174,12 +171,10 @@ class Decoder(nn.Module):
         self.recompute = False  # activation checkpointing, one layer at a time
 
     def forward(self, x: Tensor, position_ids: Tensor, mask: Mask, caches: list[LayerCache] | None = None) -> Tensor:
-        rope = Rope.at(position_ids, self.config)
-        for index, layer in enumerate(self.layers):
-            if self.recompute and self.training:
-                x = checkpoint(layer, x, rope, mask, None, use_reentrant=False)
-            else:
-                x = layer(x, rope, mask, None if caches is None else caches[index])
+        rope = rotary_angles(position_ids, self.config)
+        for layer, cache in zip(self.layers, caches or repeat(None)):
+            more = (rope, mask, cache)
+            x = checkpoint(layer, x, *more, use_reentrant=False) if self.recompute and self.training else layer(x, *more)
         return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:

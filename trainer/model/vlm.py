@@ -55,13 +55,6 @@ class Loss(NamedTuple):
     targets: Tensor
 
 
-class Stages(NamedTuple):
-    """Features of a batch's views by side: after the compressor [N, tokens, C] and after the projector [N, tokens, D]."""
-
-    compressor: dict[int, Tensor]
-    projected: dict[int, Tensor]
-
-
 class DeepEncoder(nn.Module):
     """Views uint8 [N, 3, side, side] -> features [N, (side / 64)^2, 2 * width]: CLIP's, then SAM's, of every square."""
 
@@ -85,9 +78,8 @@ class _TakePart(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        wanted = ctx.needs_input_grad[1:]
-        return grad, *(torch.zeros_like(p) if want else None for p, want in zip(ctx.saved_tensors, wanted))
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        return grad, *(torch.zeros_like(parameter) for parameter in ctx.saved_tensors)
 
 
 class VLM(nn.Module):
@@ -127,17 +119,17 @@ class VLM(nn.Module):
         self.encoder.sam.recompute = self.encoder.clip.recompute = encoder
         self.decoder.recompute = decoder
 
-    def stages(self, pixel_values: PixelValues) -> Stages:
-        """What the encoder makes of the views, for monitoring: one dict entry a side. Differentiable."""
+    def stages(self, pixel_values: PixelValues) -> dict[int, tuple[Tensor, Tensor]]:
+        """What the encoder makes of the views of each side: features [N, tokens, C] after the compressor, for monitoring, and
+        [N, tokens, D] after the projector. Differentiable."""
         features = {side: self.encoder(views) for side, views in pixel_values.views.items()}
         width = self.config.sam.compressor[1]
-        return Stages(compressor={side: x[..., width:] for side, x in features.items()},
-                      projected={side: self.projector(x) for side, x in features.items()})
+        return {side: (x[..., width:], self.projector(x)) for side, x in features.items()}
 
     def encode_images(self, pixel_values: PixelValues) -> list[Tensor]:
         """The vectors of each image's placeholders [n, C], in the order of `pixel_values.images`."""
-        projected = self.stages(pixel_values).projected
-        maps = {side: iter(x.view(len(x), side // SQUARE, side // SQUARE, -1)) for side, x in projected.items()}
+        maps = {side: iter(projected.view(len(projected), side // SQUARE, side // SQUARE, -1))
+                for side, (_, projected) in self.stages(pixel_values).items()}
         images = []
         for side, w, h in pixel_values.images:
             parts = []
@@ -159,10 +151,9 @@ class VLM(nn.Module):
         if pixel_values is None:
             if not self.training:
                 return x
-            vision = (self.encoder, self.projector)
-            parameters = [p for module in vision for p in module.parameters()] + [self.image_newline, self.view_separator]
+            vision = (*self.encoder.parameters(), *self.projector.parameters(), self.image_newline, self.view_separator)
             take_part: Any = _TakePart.apply
-            return take_part(x, *(p for p in parameters if p.requires_grad))
+            return take_part(x, *(parameter for parameter in vision if parameter.requires_grad))
         vectors = torch.cat(self.encode_images(pixel_values)).to(x.dtype)
         positions = pixel_values.positions
         if positions is None:
