@@ -1,4 +1,4 @@
-"""Train on built shards. From top to bottom: what a rank is, what it reads, what it trains, the loop, its evaluations.
+"""Train on built shards. From top to bottom: what a run reads, the loop, its evaluations, its checkpoints; how it is set up.
 
     torchrun --nproc-per-node 8 trainer/train.py --shards shards/stage2 --init runs/stage1
     python trainer/train.py --shards shards/demo --max-steps 100          # one process, CPU or one GPU
@@ -6,6 +6,8 @@
 A step is one global batch of packed rows (trainer.data.order). Each rank sums the loss over the targets of its rows, the
 gradients are averaged over ranks once, at the step's last micro-batch, and then scaled by ranks / targets: so the step is that
 of one process reading the whole batch, whatever the number of ranks, micro-batches or targets a rank got.
+
+Where a rank stands is told in trainer/place.py, what it trains in trainer/build.py.
 
 Cost beside the model: one small all-reduce a micro-batch (is anyone asked to stop?), one more and one wait for the device a step.
 """

@@ -45,8 +45,6 @@ Task = tuple[int, int]  # (directory, row of its table)
 START_SECONDS = 60.0  # a fork takes milliseconds; one made while another thread held a lock never runs
 STALL_SECONDS = 600.0  # without a row from any worker: longer than a slow store takes for a shard, not longer than ranks wait
 CLOSE_SECONDS = 5.0  # for the rows under way when a plan is left early, and for the workers' ends
-
-
 CPU = torch.device("cpu")
 
 
