@@ -63,7 +63,11 @@ class _Again(Exception):
 def _fetch(url: str, part: Path, place: Path, on_progress: Callable[[int, int], None], pause: float) -> None:
     """Attempts until the file is whole at `place`. Raises FetchError."""
     cause = ""
-    with httpx.Client(follow_redirects=True, timeout=_TIMEOUT, headers={"Accept-Encoding": "identity"}) as client:
+    try:
+        session = httpx.Client(follow_redirects=True, timeout=_TIMEOUT, headers={"Accept-Encoding": "identity"})
+    except (httpx.InvalidURL, ImportError, ValueError, OSError) as error:
+        raise FetchError(_advice(url, f"{error}; check the proxies and SSL_CERT_FILE in the environment")) from error
+    with session as client:
         failures = held = 0
         while failures < ATTEMPTS:
             if failures:
@@ -75,11 +79,11 @@ def _fetch(url: str, part: Path, place: Path, on_progress: Callable[[int, int], 
                 cause = str(error) or type(error).__name__
                 # an attempt that got further is no failure: only a standstill ends the patience
                 now = part.stat().st_size if part.exists() else 0
-                failures, held = (1 if now > held else failures + 1), now
+                failures, held = (1 if now > held else failures + 1), max(now, held)
                 continue
             except httpx.HTTPStatusError as error:
                 raise FetchError(_advice(url, f"the server answered {error.response.status_code}")) from error
-            except (httpx.HTTPError, httpx.InvalidURL) as error:
+            except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
                 raise FetchError(_advice(url, str(error))) from error
             os.replace(part, place)
             _state_path(part).unlink(missing_ok=True)
@@ -113,15 +117,19 @@ def _pull(client: httpx.Client, url: str, part: Path, on_progress: Callable[[int
         if response.status_code == 206 and not resumed:
             part.unlink(missing_ok=True)
             raise _Again("the server sent another range than asked")
+        said = response.headers.get("ETag" if validator.startswith('"') else "Last-Modified", validator)
+        if resumed and said.removeprefix("W/") != validator:    # a server that does not know If-Range
+            part.unlink()
+            raise _Again("the file changed on the server")
         have = have if resumed else 0
         length = response.headers.get("Content-Length", "")
         total = have + int(length) if length.isdigit() else 0
-        if not resumed:
-            # a weak validator may not be used with If-Range; the date then serves
-            tag = response.headers.get("ETag", "")
-            tag = "" if tag.startswith("W/") else tag
-            _state_path(part).write_text(json.dumps({"validator": tag or response.headers.get("Last-Modified", "")}))
         with open(part, "ab" if resumed else "wb") as file:
+            if not resumed:     # after the old part is gone: it must never stand beside the validator of another file
+                # a weak validator may not be used with If-Range; the date then serves
+                tag = response.headers.get("ETag", "")
+                tag = "" if tag.startswith("W/") else tag
+                _state_path(part).write_text(json.dumps({"validator": tag or response.headers.get("Last-Modified", "")}))
             # without a size: blocks of a fixed one would lose what had come when the connection breaks
             for block in response.iter_raw():
                 file.write(block)
@@ -131,6 +139,11 @@ def _pull(client: httpx.Client, url: str, part: Path, on_progress: Callable[[int
             os.fsync(file.fileno())
     if total and have != total:
         raise _Again(f"the body ended after {have:,} of {total:,} bytes")
+    with open(part, "rb") as file:
+        head = file.read(64).lstrip().lower()
+    if not have or head.startswith((b"<!doctype", b"<html")):   # kept, it would be every later run's file
+        part.unlink()
+        raise _Again("the server sent a web page instead of the file" if have else "the server sent an empty file")
 
 
 def _check_md5(client: httpx.Client, url: str, part: Path) -> None:

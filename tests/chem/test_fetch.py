@@ -21,6 +21,9 @@ class Server(ThreadingHTTPServer):
     status: int
     body: bytes
     ranges: list[str]
+    longer: int = 0             # so many bytes more are announced than sent
+    knows_if_range: bool = True
+    pages: int = 0              # so many answers are a web page
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -38,13 +41,19 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(self.server.status)
             return
         start, wanted = 0, self.headers.get("Range")
-        if wanted and self.headers.get("If-Range") == self.server.tag:
+        if wanted and self.server.longer:
+            self.send_error(416)
+            return
+        if wanted and (self.headers.get("If-Range") == self.server.tag or not self.server.knows_if_range):
             start = int(wanted.removeprefix("bytes=").split("-")[0])
         body = self.server.body[start:]
+        if self.server.pages:
+            self.server.pages -= 1
+            body = b"<!DOCTYPE html><html>maintenance</html>"
         self.send_response(206 if start else 200)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(self.server.body) - 1}/{len(self.server.body)}")
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Length", str(len(body) + self.server.longer))
         self.send_header("ETag", self.server.tag)
         self.end_headers()
         self.wfile.write(body[: self.server.cuts.pop(0)] if self.server.cuts else body)
@@ -109,6 +118,59 @@ def test_file_that_changed_in_between_starts_over(server: Server, tmp_path: Path
         get(server, tmp_path)
     server.cuts, server.tag, server.body = [], '"two"', BODY[::-1]
     assert get(server, tmp_path).read_bytes() == BODY[::-1]
+
+
+def test_a_server_that_does_not_know_if_range_is_not_sewn_together(server: Server, tmp_path: Path) -> None:
+    server.cuts = [70_000] + [0] * 4
+    with pytest.raises(FetchError):
+        get(server, tmp_path)
+    server.cuts, server.tag, server.body, server.knows_if_range = [], '"two"', BODY[::-1], False
+    assert get(server, tmp_path).read_bytes() == BODY[::-1]
+
+
+def test_an_end_between_two_files_does_not_sew_them_together(server: Server, tmp_path: Path,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    server.cuts = [70_000] + [0] * 4
+    with pytest.raises(FetchError):
+        get(server, tmp_path)
+    server.cuts, server.tag, server.body = [], '"two"', BODY[::-1]
+    write = Path.write_text
+
+    def interrupted(path: Path, text: str) -> int:
+        write(path, text)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        get(server, tmp_path)
+    monkeypatch.setattr(Path, "write_text", write)
+    assert get(server, tmp_path).read_bytes() == BODY[::-1]
+
+
+def test_a_file_that_is_always_shorter_than_announced_ends(server: Server, tmp_path: Path) -> None:
+    """The rest is refused, so each attempt begins anew: none gets further than the first."""
+    server.longer = 1000
+    with pytest.raises(FetchError, match=r"than the file|of 229,887 bytes"):
+        get(server, tmp_path)
+    assert len(server.ranges) < 10
+
+
+def test_a_web_page_or_nothing_is_not_kept_as_the_file(server: Server, tmp_path: Path) -> None:
+    server.pages = 4
+    with pytest.raises(FetchError, match="web page"):
+        get(server, tmp_path)
+    assert get(server, tmp_path).read_bytes() == BODY
+    server.body = b""
+    with pytest.raises(FetchError, match="empty file"):
+        get(server, tmp_path / "other")
+
+
+@pytest.mark.parametrize("proxy", [":::", "socks5://127.0.0.1:1", "x://127.0.0.1:1"])
+def test_a_proxy_that_is_none_is_named(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    monkeypatch.setenv("http_proxy", proxy)
+    monkeypatch.setenv("no_proxy", "")
+    with pytest.raises(FetchError, match="check the proxies"):
+        get(server, tmp_path)
 
 
 def test_slices_that_start_together_fetch_once(server: Server, tmp_path: Path) -> None:
