@@ -39,7 +39,8 @@ class Watch:
 
 @dataclass(frozen=True, kw_only=True)
 class Fetched:
-    """What a run came to. `plan` is None when the recipe takes nothing from the hub; `left_out`: sources not there, and why."""
+    """What a run came to. `plan` is None when the recipe takes nothing from the hub; `left_out`: sources not there
+    and files that are no whole parquet, and why."""
 
     plan: Plan | None = None
     outcomes: tuple[Outcome, ...] = ()
@@ -107,6 +108,7 @@ def download(recipe: Recipe, *, raw: Path, connections: int = CONNECTIONS, snaps
     parquet = tuple(source for source in recipe.sources if source.on_hub)
     plan = _plan_parquet(replace(recipe, sources=parquet), raw, allow_missing, policy, watch) if parquet else None
     left_out |= {name: f"not on the hub {endpoint()}" for name in (plan.missing if plan else ())}
+    left_out |= {bad.name: bad.detail for bad in (plan.bad_files if plan else ())}
     wants = [_want(file.ref) for file in plan.files] if plan else []
     first: dict[str, list[HubFile]] = {}
     for source in recipe.sources:
@@ -195,4 +197,4 @@ def _plan_parquet(recipe: Recipe, raw: Path, allow_missing: bool, policy: Retry,
 
 def _want(ref: FileRef) -> Want:
     return Want(repo=ref.repo, revision=ref.revision,
-                file=HubFile(path=ref.path, size=ref.size, sha256=ref.sha256 or None))
+                file=HubFile(path=ref.path, size=ref.size, sha256=ref.sha256 or None, git_sha1=ref.git_sha1 or None))

@@ -89,6 +89,7 @@ class FileRef:
     repo: str = ""
     revision: str = ""
     sha256: str = ""
+    git_sha1: str = ""
     footer: "FileFooter | FooterError | None" = field(default=None, compare=False, repr=False)
 
 

@@ -179,7 +179,8 @@ def source_refs(source: SourceSpec, raw: Path, origin: Origin, pins: dict[str, s
             listed = list_files(source.repo, folder, revision)
         except NotOnHub:
             return "", []
-        return revision, [FileRef(path=file.path, size=file.size, repo=source.repo, revision=revision, sha256=file.sha256 or "")
+        return revision, [FileRef(path=file.path, size=file.size, repo=source.repo, revision=revision, sha256=file.sha256 or "",
+                                  git_sha1=file.git_sha1 or "")
                           for file in listed if file.path.startswith(inside) and file.path.endswith(".parquet")]
     if source.on_hub and (known := known_refs(raw, source.repo, start)) is not None:
         return known

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote, urljoin, urlsplit, urlunsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from pipeline.hub import client
 from pipeline.hub.retry import DEFAULT, HubError, Retry, TransientError, call
@@ -50,7 +50,7 @@ def _get_json(url: str, what: str, policy: Retry) -> tuple[Any, Mapping[str, str
         body, headers = client.get(url)
         try:
             return json.loads(body), headers
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise TransientError("the answer is not JSON") from error
     return call(attempt, what=what, policy=policy)
 
@@ -74,9 +74,10 @@ def _next_page(header: str) -> str | None:
     found = re.search(r'<([^>]+)>\s*;\s*rel="?next"?', header)
     if not found:
         return None
+    url = client.join(client.endpoint() + "/", found[1])
     there, here = urlsplit(found[1]), urlsplit(client.endpoint())
     if there.netloc == here.netloc or "/api/" not in there.path:
-        return str(urljoin(client.endpoint() + "/", found[1]))
+        return url
     path = here.path.rstrip("/") + there.path[there.path.index("/api/"):]
     return str(urlunsplit((here.scheme, here.netloc, path, there.query, "")))
 
@@ -86,6 +87,8 @@ def _entry(entry: Any) -> HubFile | None:
     if not isinstance(entry, dict) or entry.get("type") != "file":
         return None
     lfs = entry.get("lfs") or {}
+    if not isinstance(lfs, dict):
+        raise HubError(f"the hub lists a file whose lfs is no object: {entry!r:.200}")
     size, sha256 = lfs.get("size", entry.get("size")), lfs.get("oid") or lfs.get("sha256")
     if not isinstance(size, int) or size < 0 or not isinstance(entry.get("path"), str):
         raise HubError(f"the hub lists a file without path or size: {entry!r:.200}")
@@ -111,12 +114,13 @@ def list_files(repo: str, folder: str = "", revision: str = "main", *, recursive
     files: dict[str, HubFile] = {}
     seen: set[str] = set()
     while url is not None:
-        if url in seen:
-            raise HubError(f"{client.endpoint()} repeats a page of {repo}/{folder}: the listing has no end")
-        seen.add(url)
         answer, headers = _get_json(url, f"file list of {repo}/{folder}", policy)
         if not isinstance(answer, list):
             raise HubError(f"{client.endpoint()} gives no file list for {repo}/{folder}; is HF_ENDPOINT a hub?")
         files.update((file.path, file) for file in map(_entry, answer) if file is not None)
         url = _next_page(headers.get("link", ""))
+        fresh = {str(entry.get("path")) for entry in answer if isinstance(entry, dict)} - seen
+        if url is not None and not fresh:   # whatever the next page's address: it may carry a new cursor each time
+            raise HubError(f"{client.endpoint()} repeats a page of {repo}/{folder}: the listing has no end")
+        seen |= fresh
     return [files[path] for path in sorted(files)]

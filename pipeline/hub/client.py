@@ -54,16 +54,21 @@ def hub_cache() -> Path:
     return hf_home() / "hub"
 
 
-def token() -> str | None:
-    """HF_TOKEN, else the file that `hf auth login` writes, else None."""
+def _given_token() -> str:
+    """HF_TOKEN, else the file that `hf auth login` writes, else ""."""
     text = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN")
     if not text:
         path = Path(os.environ.get("HF_TOKEN_PATH") or hf_home() / "token").expanduser()
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
-            return None
-    text = text.strip()
+            return ""
+    return text.strip()
+
+
+def token() -> str | None:
+    """The user's token; None when there is none, or one that no header can hold."""
+    text = _given_token()
     return text if text and text.isascii() and text.isprintable() else None
 
 
@@ -116,8 +121,9 @@ def _pool(url: str) -> urllib3.PoolManager:
 
 
 def _auth(url: str) -> dict[str, str]:
-    """The token's header when `url` is on the endpoint's own host."""
-    if urlsplit(url).netloc != urlsplit(endpoint()).netloc or (secret := token()) is None:
+    """The token's header when `url` is on the endpoint's own host, and not in the clear where the endpoint is https."""
+    there, here = urlsplit(url), urlsplit(endpoint())
+    if there.netloc != here.netloc or (there.scheme, here.scheme) == ("http", "https") or (secret := token()) is None:
         return {}
     return {"Authorization": f"Bearer {secret}"}
 
@@ -137,25 +143,37 @@ def _raise_for(answer: Answer, url: str) -> None:
     reason = answer.headers.get("x-error-message") or answer.headers.get("x-error-code") or answer.body.reason
     where = urlsplit(url).path
     if status in (401, 403):
-        raise HubError(f"HTTP {status} for {where}: {reason}. Set HF_TOKEN to a token that may read this data set, and "
-                       f"accept its terms on the hub if it has any")
+        unsent = " (the one given is not sent: it is not one line of ASCII)" if _given_token() and token() is None else ""
+        raise HubError(f"HTTP {status} for {where}: {reason}. Set HF_TOKEN to a token that may read this data set{unsent}, "
+                       f"and accept its terms on the hub if it has any")
     if status == 404:
         raise NotOnHub(f"not on the hub {endpoint()}: {where} ({reason})")
     raise HubError(f"HTTP {status} for {where}: {reason}")
 
 
-def _check_address(url: str) -> None:
+def check_address(url: str) -> None:
     """HubError for what is no http address (HF_ENDPOINT without a scheme, a redirect to file:)."""
     try:
-        good = urlsplit(url).scheme in ("http", "https") and urlsplit(url).hostname
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port)
     except ValueError:
         good = False
     if not good:
         raise HubError(f"{url!r} is no http address; check HF_ENDPOINT")
 
 
+def join(base: str, address: str) -> str:
+    """The address that a server at `base` names, absolute. HubError for what is none."""
+    try:
+        return str(urljoin(base, address))
+    except ValueError as error:
+        raise HubError(f"{base} names {address!r}, which is no address ({error})") from error
+
+
 def _words(error: HTTPError, host: str) -> str:
     """A network error as a person would say it."""
+    if isinstance(error, urllib3.exceptions.ProxyError):
+        return f"the proxy that http_proxy or https_proxy names does not let {host} be reached ({error.args[-1]})"
     if isinstance(error, urllib3.exceptions.NameResolutionError):
         return f"the host name {host} is not known (no network, or a wrong HF_ENDPOINT)"
     if isinstance(error, urllib3.exceptions.NewConnectionError):
@@ -179,7 +197,7 @@ def stream(url: str, headers: Mapping[str, str] | None = None) -> Iterator[Answe
     here, hops = url, 0
     try:
         while True:
-            _check_address(here)
+            check_address(here)
             sent = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **(headers or {}), **_auth(here)}
             body = _pool(here).request("GET", here, headers=sent, redirect=False, preload_content=False)
             try:
@@ -190,7 +208,7 @@ def stream(url: str, headers: Mapping[str, str] | None = None) -> Iterator[Answe
                     if hops > MAX_REDIRECTS:
                         raise HubError(f"more than {MAX_REDIRECTS} redirects for {urlsplit(url).path}")
                     body.drain_conn()   # leaves the connection usable
-                    here = urljoin(here, answer.headers["location"])
+                    here = join(here, answer.headers["location"])
                     continue
                 _raise_for(answer, url)
                 yield answer
@@ -199,11 +217,14 @@ def stream(url: str, headers: Mapping[str, str] | None = None) -> Iterator[Answe
                 body.close()
                 body.release_conn()
     except LocationValueError as error:
-        raise HubError(f"bad address {here!r}: {error}; check HF_ENDPOINT") from error
+        blame = f"the proxy {proxy!r} in http_proxy or https_proxy" if (proxy := _proxy(here)) else "HF_ENDPOINT"
+        raise HubError(f"bad address {here!r}: {error}; check {blame}") from error
     except HTTPError as error:      # urllib3 wraps what the network raises; the caller's own OSError (a full disk) passes
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
             raise HubError(f"{urlsplit(here).hostname} has no certificate that is trusted here ({error}); "
                            f"set SSL_CERT_FILE to a bundle that has its authority") from error
+        if isinstance(error, urllib3.exceptions.SSLError) and re.search(r"\[Errno \d+\]|NO_CERTIFICATE_OR_CRL", str(error)):
+            raise HubError(f"the certificates that SSL_CERT_FILE or REQUESTS_CA_BUNDLE names cannot be read ({error})") from error
         raise TransientError(_words(error, urlsplit(here).netloc)) from error
 
 

@@ -149,6 +149,9 @@ def _pull(link: Link, want: Want, file: Any, hasher: Any, at: int, cancel: threa
         told = answer.headers.get("content-range", "")
         if at and (answer.status != 206 or not told.startswith(f"bytes {at}-")):
             raise _Restart(f"cannot continue at byte {at} (HTTP {answer.status}, {told!r})")
+        length = answer.headers.get("content-length", "")
+        if not at and length.isdecimal() and int(length) < want.file.size:   # a page that says "maintenance" is no beginning
+            raise TransientError(f"{length} bytes instead of the {want.file.size} that the hub lists")
         link.answered(answer.url)
         for chunk in answer.chunks():
             if at + len(chunk) > want.file.size:
@@ -318,7 +321,7 @@ def bring_all(wants: Sequence[Want], raw: Path, records: dict[str, Record], *, c
         raise NoSpace(f"{need / 1e9:.2f} GB to fetch, {free / 1e9:.2f} GB free at {raw} (and {SPARE_DISK >> 20} MB "
                       f"must stay free): free some, choose another --raw, or a smaller --fraction")
     tasks: queue.SimpleQueue[Want | None] = queue.SimpleQueue()
-    answers: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+    answers: queue.SimpleQueue[Outcome | BaseException] = queue.SimpleQueue()
     cancel = threading.Event()
 
     def work() -> None:
@@ -331,6 +334,9 @@ def bring_all(wants: Sequence[Want], raw: Path, records: dict[str, Record], *, c
                     cancel.set()    # no other file would fare better
             except Cancelled:
                 how, error = "failed", "stopped"
+            except BaseException as problem:    # none that a file may cause: the caller gets it instead of waiting for ever
+                answers.put(problem)
+                return
             answers.put(Outcome(want=want, how=how, error=error))
 
     for want in missing:
@@ -345,6 +351,8 @@ def bring_all(wants: Sequence[Want], raw: Path, records: dict[str, Record], *, c
             record.save()
         for _ in missing:
             outcome = answers.get()
+            if isinstance(outcome, BaseException):
+                raise outcome
             outcomes.append(outcome)
             if outcome.how != "failed":
                 record = records[outcome.want.repo]

@@ -49,6 +49,9 @@ def _part(link: Link, start: int, stop: int, size: int, into: bytearray) -> None
     with client.stream(link.now(), {"Range": f"bytes={start}-{stop - 1}"}) as answer:
         if answer.status == 416:
             raise HubError(f"{link.url}: shorter than the {size} bytes the hub lists")
+        if answer.status == 200 and answer.headers.get("content-length") != str(size):   # a page that says "maintenance"
+            raise TransientError(f"asked bytes {start}-{stop - 1} of {size}, got HTTP 200 with "
+                                 f"{answer.headers.get('content-length', 'an unknown number of')} bytes")
         if answer.status == 200 and (start, stop) != (0, size):
             raise HubError(f"{link.url}: the server ignores range requests, so files cannot be read in place")
         if answer.status == 206:

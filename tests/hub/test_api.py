@@ -79,6 +79,22 @@ def test_the_token_goes_to_the_endpoint_only(hub: HubServer, monkeypatch: pytest
         hub.repos[REPO].gated_by = None
 
 
+def test_the_token_does_not_leave_https(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setenv("HF_ENDPOINT", "https://hub.example")
+    assert client._auth("https://hub.example/x")
+    assert not client._auth("http://hub.example/x")
+    monkeypatch.setenv("HF_ENDPOINT", "http://hub.example")
+    assert client._auth("https://hub.example/x")
+
+
+def test_a_token_that_cannot_be_sent_is_named(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub.repos[REPO], "gated_by", "hf_secret")
+    monkeypatch.setenv("HF_TOKEN", "hf_s\u00e9cret")
+    with pytest.raises(HubError, match="the one given is not sent"):
+        api.resolve_revision(REPO)
+
+
 @pytest.mark.parametrize("path", ["../x.parquet", "/etc/passwd", "docs/../../x", "docs//x", "a\\b", "a\nb", "."])
 def test_a_listing_cannot_leave_the_folder(path: str) -> None:
     with pytest.raises(HubError, match="refused"):
@@ -98,7 +114,33 @@ def test_a_listing_without_end_is_an_error(hub: HubServer, monkeypatch: pytest.M
         api.list_files(REPO, "docs")
 
 
-@pytest.mark.parametrize("endpoint", ["127.0.0.1:1", "file:///etc", "http://", "http://[::1", "ftp://x.example"])
+def test_new_cursors_without_new_files_are_no_listing(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    cursors = iter(range(50))
+    monkeypatch.setattr(api, "_next_page", lambda header: f"{hub.url}/api/datasets/{REPO}/tree/main?cursor=0&x={next(cursors)}")
+    with pytest.raises(HubError, match="no end"):
+        api.list_files(REPO, "docs")
+
+
+@pytest.mark.parametrize("entry", [{"lfs": "x"}, {"lfs": [1]}])
+def test_an_entry_that_is_none(entry: dict[str, object]) -> None:
+    with pytest.raises(HubError, match="the hub lists a file"):
+        api._entry({"type": "file", "path": "a.parquet", "size": 5, **entry})
+
+
+def test_json_nested_too_deeply_is_none(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "get", lambda url: (b"[" * 100_000, {}))
+    with pytest.raises(HubError, match="not JSON"):
+        api.list_files(REPO, "docs", policy=QUICK)
+
+
+def test_an_address_that_the_hub_names_wrongly() -> None:
+    with pytest.raises(HubError, match=r"http://\[::1"):
+        api._next_page('<http://[::1/api/x>; rel="next"')
+    with pytest.raises(HubError, match=r"http://\[::1"):
+        client.join("http://hub.example/x", "http://[::1")
+
+
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:abc", "127.0.0.1:1", "file:///etc", "http://", "http://[::1", "ftp://x.example"])
 def test_an_endpoint_that_is_no_address(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", endpoint)
     with pytest.raises(HubError, match="HF_ENDPOINT"):
@@ -127,6 +169,25 @@ def test_a_proxy_is_used_and_bypassed(hub: HubServer, monkeypatch: pytest.Monkey
     monkeypatch.setenv("HF_ENDPOINT", real)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     assert api.resolve_revision(REPO)
+
+
+def test_a_proxy_that_is_none_or_not_there_is_named(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setenv("http_proxy", "socks5://127.0.0.1:1")
+    with pytest.raises(HubError, match=r"check the proxy 'socks5://127.0.0.1:1' in http_proxy"):
+        api.resolve_revision(REPO)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    with pytest.raises(HubError, match=r"the proxy that http_proxy .* names .*Connection refused"):
+        api.resolve_revision(REPO, policy=QUICK)
+
+
+def test_certificates_that_are_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with HubServer(repos={}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url.replace("http", "https"))
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
+        monkeypatch.setattr(client, "_pools", {})
+        with pytest.raises(HubError, match="SSL_CERT_FILE"):
+            api.resolve_revision(REPO, policy=QUICK)
 
 
 def test_waits() -> None:

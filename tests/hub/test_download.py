@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 
 from pipeline.cli import cli
 from pipeline.hub import fetch
+from tests import hub_server
 from tests.hub.conftest import REPO, write_set
 from tests.hub_server import Fault, HubServer, file_blob
 
@@ -173,6 +174,31 @@ def test_a_file_that_cannot_be_had(hub: HubServer, recipe: str, tmp_path: Path) 
 def file_blob_of(hub: HubServer, path: str) -> str:
     repo = hub.repos[REPO]
     return repo.commits[repo.main][path].sha256
+
+
+def test_a_damaged_file_on_the_hub_is_told(hub: HubServer, hub_root: Path, tmp_path: Path) -> None:
+    root = tmp_path / "hub"
+    shutil.copytree(hub_root, root)
+    (root / REPO / "docs" / "train-00001-of-00004.parquet").write_bytes(b"<html>" * 99)
+    with HubServer(root) as other:
+        hub.state.repos = other.repos
+        result = run("download", "--subset", "docs", "--raw", str(tmp_path / "raw"))
+    name = f"{REPO}/docs/train-00001-of-00004.parquet"
+    assert f"left out: {name}: it begins with b'<htm', which is not parquet" in result.stderr
+    assert name in last_json(result)["left_out"]
+
+
+def test_parquet_that_is_not_in_lfs_is_checked_too(hub: HubServer, hub_root: Path, tmp_path: Path,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_server, "LFS_SUFFIXES", ())
+    hub.state.repos = hub_server.scan(hub_root)
+    name = "docs/train-00000-of-00004.parquet"
+    hub.state.faults = lambda method, path, nth: Fault("flip") if path.endswith(name) and nth == 2 else None
+    raw = tmp_path / "raw"
+    result = run("download", "--subset", "docs", "--raw", str(raw))
+    assert result.exit_code == 0
+    assert (raw / REPO / name).read_bytes() == (hub_root / REPO / name).read_bytes()
+    assert len([r for r in hub.requests if r.path.endswith(name)]) == 3, "footer, the flipped file, the file"
 
 
 def test_a_full_disk_is_said_first(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.hub import api, fetch
 from pipeline.hub.fetch import Want, bring, bring_all
-from pipeline.hub.record import load_record, record_path
+from pipeline.hub.record import load_record, record_path, write_atomic
 from pipeline.hub.retry import Cancelled, HubError
 from tests.hub.conftest import QUICK, REPO
 from tests.hub_server import Fault, HubServer, script, seeded
@@ -108,6 +108,43 @@ def test_a_server_without_ranges(hub: HubServer, hub_root: Path, tmp_path: Path)
     hub.state.faults = script({"/_storage/": [Fault("cut"), Fault("whole")]})
     bring(want, raw, policy=QUICK)
     assert same(raw, hub_root, [want])
+
+
+def test_a_page_instead_of_the_file_is_no_beginning_of_it(hub: HubServer, hub_root: Path, tmp_path: Path) -> None:
+    raw, want = tmp_path / "raw", wants_of("docs")[0]
+    hub.state.faults = script({"/resolve/": [Fault("garbage")]})
+    hub.clear()
+    bring(want, raw, policy=QUICK)
+    assert same(raw, hub_root, [want])
+    assert fetched_bytes(hub) == want.file.size, "nothing was appended to the page"
+
+
+def test_an_error_of_another_kind_reaches_the_caller(hub: HubServer, tmp_path: Path) -> None:
+    """In a thread of its own, so that a wait without end fails here."""
+    raw, wants, met = tmp_path / "raw", wants_of("docs"), []
+
+    def progress(count: int) -> None:
+        raise RuntimeError("mine")
+
+    def work() -> None:
+        try:
+            bring_all(wants, raw, {REPO: load_record(raw, REPO)}, policy=QUICK, progress=progress)
+        except RuntimeError as error:
+            met.append(str(error))
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert met == ["mine"]
+
+
+def test_a_full_disk_leaves_no_litter_of_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomic(tmp_path / "record.json", b"{}")
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_expired_link_is_asked_for_again(hub: HubServer, hub_root: Path, tmp_path: Path) -> None:

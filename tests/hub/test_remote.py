@@ -58,6 +58,15 @@ def test_a_server_without_ranges_is_named(hub: HubServer) -> None:
             remote.read(10)
 
 
+def test_a_page_instead_of_a_range_is_asked_again(hub: HubServer, hub_root: Path) -> None:
+    """A "maintenance" page with status 200: the first bytes of the file must not be the page's."""
+    for file in api.list_files(REPO):
+        hub.state.faults = script({"/resolve/": [Fault("garbage")] * 2})
+        with open_remote(REPO, "main", file.path, file.size, policy=QUICK) as remote:
+            remote.prefetch(0, file.size)
+            assert remote.read() == (hub_root / REPO / file.path).read_bytes()
+
+
 def test_a_file_shorter_than_listed(hub: HubServer) -> None:
     file = api.list_files(REPO, "docs")[0]
     with open_remote(REPO, "main", file.path, file.size + TAIL, policy=QUICK) as remote:
