@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import httpx2
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
 from pipeline.hub.retry import DEFAULT, RETRIED_STATUS, HubError, Retry, TransientError, call, wished_wait
@@ -80,6 +80,10 @@ def _ask(fn: Callable[[], T], what: str, retry: Retry) -> T:
     def attempt() -> T:
         try:
             return fn()
+        except OfflineModeIsEnabled:
+            raise HubError(f"{what}: HF_HUB_OFFLINE is set; unset it to push") from None
+        except (httpx2.InvalidURL, ImportError, UnicodeEncodeError) as problem:
+            raise HubError(f"{what}: {problem}; check HF_TOKEN and the proxies in the environment") from None
         except (RuntimeError, httpx2.TransportError, OSError) as problem:
             # what an upload to the hub's storage met comes wrapped in a RuntimeError
             error = problem.__cause__ if isinstance(problem, RuntimeError) else problem

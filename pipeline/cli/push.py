@@ -31,10 +31,17 @@ def command(folder: Path, repo: str, private: bool, revision: str) -> None:
     Example:
       pipeline push shards/stage1 someone/stage1-shards --private
     """
-    from huggingface_hub.utils.tqdm import disable_progress_bars
     from tqdm import tqdm
 
+    from pipeline.hub.client import check_address, endpoint
     from pipeline.hub.retry import HubError
+
+    try:
+        check_address(endpoint())   # the client of the hub fails of some while it is imported
+    except HubError as error:
+        raise click.ClickException(str(error)) from None
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
     from pipeline.push import entries_of, push
 
     disable_progress_bars()  # one bar for all files instead

@@ -32,9 +32,10 @@ def hub() -> Iterator[PushServer]:
         yield server
 
 
-def push(hub: PushServer, folder: Path, *options: str, repo: str = "someone/small") -> "subprocess.CompletedProcess[str]":
+def push(hub: PushServer, folder: Path, *options: str, repo: str = "someone/small",
+         **variables: str) -> "subprocess.CompletedProcess[str]":
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_test", "HF_HUB_DISABLE_XET": "1",
-                   "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HOME": str(folder.parent / "hf")}
+                   "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HOME": str(folder.parent / "hf"), **variables}
     words = [sys.executable, "-c", "from pipeline.cli import main; main()", "push", str(folder), repo, *options]
     return subprocess.run(words, cwd=REPO, env=environment, capture_output=True, text=True, timeout=120)
 
@@ -91,6 +92,20 @@ def test_a_push_that_was_cut_off_goes_on(built: Path, hub: PushServer) -> None:
     assert json.loads(done.stdout.splitlines()[-1])["uploaded"] == 3
     assert published(hub) == contents(built)
     assert hub.uploads == before  # the storage still had that object
+
+
+@pytest.mark.parametrize(("variables", "told"), [
+    ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE"), ({"HF_TOKEN": "hf_\u00e4"}, "HF_TOKEN"),
+    ({"HF_ENDPOINT": "127.0.0.1:1"}, "HF_ENDPOINT"), ({"HF_ENDPOINT": "http://127.0.0.1:abc"}, "HF_ENDPOINT"),
+    ({"HF_ENDPOINT": "http://[::1"}, "HF_ENDPOINT"), ({"http_proxy": ":::", "no_proxy": ""}, "proxies")])
+def test_an_environment_that_cannot_work_is_said_at_once(built: Path, hub: PushServer, variables: dict[str, str],
+                                                         told: str) -> None:
+    done = push(hub, built, **variables)
+    assert done.returncode == 1
+    assert told in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert "try 2 of" not in done.stderr
+    assert "tries)" not in done.stderr
 
 
 def test_refusals_are_plain(built: Path, hub: PushServer, tmp_path: Path) -> None:
