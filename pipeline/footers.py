@@ -96,8 +96,8 @@ class FileRef:
 def cache_folder() -> Path:
     """Where footers are kept between runs (see the module's text)."""
     if folder := os.environ.get("PIPELINE_CACHE"):
-        return Path(folder).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "nano-deepseek-ocr"
+        return Path(os.path.expanduser(folder))
+    return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "nano-deepseek-ocr"
 
 
 class _Helpers:

@@ -32,6 +32,7 @@ from pipeline.build.runner import run_task
 from pipeline.build.state import BuildState
 from pipeline.build.target import TargetError
 from pipeline.build.task import RENDER
+from pipeline.hub.retry import HubError
 from pipeline.plan import Plan, versions
 from pipeline.processes import die_with_parent
 from pipeline.tokens import Tokenizer, prepare
@@ -260,6 +261,8 @@ def explain(error: BaseException) -> str:
         return f"the disk is full ({error.strerror}); free space and run the same command again: finished shards are kept"
     if isinstance(error, VersionMismatch | TargetError | ChangedFileError):
         return str(error)
+    if isinstance(error, HubError):
+        return f"{error}; run the same command again when the hub gives it: finished shards are kept"
     if isinstance(error, OSError) and error.errno in (1, 13, 27, 30) and error.filename:
         return f"{error.strerror}: {error.filename}; mend that and run the same command again: finished shards are kept"
     return "".join(traceback.format_exception(error)).strip()

@@ -43,14 +43,14 @@ def endpoint() -> str:
 def hf_home() -> Path:
     """Hugging Face's own folder: HF_HOME, else XDG_CACHE_HOME/huggingface, else ~/.cache/huggingface."""
     if home := os.environ.get("HF_HOME"):
-        return Path(home).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "huggingface"
+        return Path(os.path.expanduser(home))   # as it is where there is no home: pathlib would raise
+    return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "huggingface"
 
 
 def hub_cache() -> Path:
     """Where the official client keeps downloaded files (HF_HUB_CACHE, else HF_HOME/hub)."""
     if cache := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
-        return Path(cache).expanduser()
+        return Path(os.path.expanduser(cache))
     return hf_home() / "hub"
 
 
@@ -58,7 +58,7 @@ def _given_token() -> str:
     """HF_TOKEN, else the file that `hf auth login` writes, else ""."""
     text = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN")
     if not text:
-        path = Path(os.environ.get("HF_TOKEN_PATH") or hf_home() / "token").expanduser()
+        path = Path(os.path.expanduser(os.environ.get("HF_TOKEN_PATH") or hf_home() / "token"))
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
@@ -131,14 +131,15 @@ def _auth(url: str) -> dict[str, str]:
 def _raise_for(answer: Answer, url: str) -> None:
     """Turns an error status into TransientError or HubError; 2xx and 416 pass.
 
-    A refusal by the storage host that `url` redirected to is an expired link: asked again, it is a new one.
+    A refusal by a storage host is an expired link, just redirected to or kept from an earlier answer: asked again, it is a
+    new one.
     """
     status = answer.status
     if status < 300 or status == 416:
         return
     if status in RETRIED_STATUS or status >= 500:
         raise TransientError(f"HTTP {status}", wished_wait(answer.headers))
-    if urlsplit(answer.url).netloc != urlsplit(url).netloc:
+    if urlsplit(answer.url).netloc != urlsplit(endpoint()).netloc:
         raise TransientError(f"HTTP {status} from the storage host {urlsplit(answer.url).hostname}")
     reason = answer.headers.get("x-error-message") or answer.headers.get("x-error-code") or answer.body.reason
     where = urlsplit(url).path

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.footers import cache_folder
 from pipeline.hub import api, client, retry
 from pipeline.hub.retry import DEFAULT, HubError, Retry, TransientError, wished_wait
 from tests.hub.conftest import QUICK, REPO
@@ -86,6 +87,20 @@ def test_the_token_does_not_leave_https(monkeypatch: pytest.MonkeyPatch) -> None
     assert not client._auth("http://hub.example/x")
     monkeypatch.setenv("HF_ENDPOINT", "http://hub.example")
     assert client._auth("https://hub.example/x")
+
+
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs under a number of its own."""
+    for name in ("HOME", "HF_HOME", "XDG_CACHE_HOME", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_HUB_CACHE",
+                 "HUGGINGFACE_HUB_CACHE", "PIPELINE_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    assert client.token() is None
+    assert str(client.hub_cache()) == "~/.cache/huggingface/hub"
+    assert str(cache_folder()) == "~/.cache/nano-deepseek-ocr"
 
 
 def test_a_token_that_cannot_be_sent_is_named(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:

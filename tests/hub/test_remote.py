@@ -67,6 +67,17 @@ def test_a_page_instead_of_a_range_is_asked_again(hub: HubServer, hub_root: Path
             assert remote.read() == (hub_root / REPO / file.path).read_bytes()
 
 
+def test_a_kept_link_that_has_expired_is_asked_for_again(hub: HubServer, hub_root: Path) -> None:
+    file = api.list_files(REPO, "docs")[0]
+    hub.state.expire_links_after = 1
+    with open_remote(REPO, "main", file.path, file.size, policy=QUICK) as remote:
+        remote.seek(file.size - 8)
+        remote.read(8)
+        remote.prefetch(0, 1000)
+        remote.seek(0)
+        assert remote.read(1000) == (hub_root / REPO / file.path).read_bytes()[:1000]
+
+
 def test_a_file_shorter_than_listed(hub: HubServer) -> None:
     file = api.list_files(REPO, "docs")[0]
     with open_remote(REPO, "main", file.path, file.size + TAIL, policy=QUICK) as remote:

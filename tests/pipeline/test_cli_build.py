@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from pipeline.build.local import explain
 from pipeline.cli import cli, main
+from pipeline.hub.retry import HubError
 from tests.pipeline.made import make_raw, write_recipe
 
 
@@ -154,6 +155,11 @@ def test_a_worker_that_is_killed_is_told(made: tuple[Path, Path, Path], tmp_path
 def test_a_worker_tells_which_file_it_may_not_write() -> None:
     assert explain(PermissionError(13, "Permission denied", "out/train-000001.tar")).startswith(
         "Permission denied: out/train-000001.tar; ")
+
+
+def test_a_worker_tells_what_the_hub_refused() -> None:
+    told = explain(HubError("HTTP 410 for /x: gone"))
+    assert told.startswith("HTTP 410 for /x: gone; ") and "Traceback" not in told
 
 
 def test_a_local_file_that_changed_is_converted_again_before_it_is_built(made: tuple[Path, Path, Path], tmp_path: Path) -> None:
