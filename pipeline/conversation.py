@@ -14,7 +14,7 @@ Cost: one pass over the text. Nothing here opens an image or a file.
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 Role = Literal["system", "user", "assistant"]
@@ -58,11 +58,13 @@ class Message(NamedTuple):
     parts: tuple[Part, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Conversation:
+_NO_FACTS: Mapping[str, str] = MappingProxyType({})
+
+
+class Conversation(NamedTuple):
     """Messages, images, and where the images stand.
 
-    anchors: for image k the index of its message and the character offset of its "<image>" in that message's content.
+    anchors: for image k the index of its message and the character offset of its "<image>" in that message's content, in order.
     source, row: the recipe's source and the row's id inside it, for the tables and for messages.
     page_breaks: some answer holds the pages of the images one by one, joined by "<page_break>".
     dropped_turns: turns of the row that are not here (no answer, low rating, not chosen, over max_turns).
@@ -71,22 +73,14 @@ class Conversation:
     """
 
     messages: tuple[Message, ...]
-    images: tuple[bytes, ...] = ()
-    anchors: tuple[tuple[int, int], ...] = ()
     source: str
     row: str
+    images: tuple[bytes, ...] = ()
+    anchors: tuple[tuple[int, int], ...] = ()
     page_breaks: bool = False
     dropped_turns: int = 0
-    meta: Mapping[str, str] = field(default_factory=dict)
+    meta: Mapping[str, str] = _NO_FACTS
     split_key: str = ""
-
-    def __post_init__(self) -> None:
-        assert len(self.anchors) == len(self.images), (self.source, self.row)
-        if not self.anchors:
-            return
-        assert tuple(sorted(self.anchors)) == self.anchors, (self.source, self.row)
-        for message, offset in self.anchors:
-            assert self.messages[message].content.startswith(MARKER, offset), (self.source, self.row)
 
     @property
     def answers(self) -> int:
@@ -169,6 +163,11 @@ def check_messages(messages: Sequence[Message]) -> None:
             raise Reject("roles", f"message {index} is {role!r}; user and assistant must alternate")
     if not roles or len(roles) % 2:
         raise Reject("no-answer", "the conversation does not end with an answer")
+    check_size(messages)
+
+
+def check_size(messages: Sequence[Message]) -> None:
+    """Raises Reject for more text or messages than a conversation may hold."""
     if (size := sum([len(message.content) for message in messages])) > MAX_TEXT:
         raise Reject("text-too-long", f"{size} characters; the limit is {MAX_TEXT}")
     if len(messages) > MAX_MESSAGES:

@@ -15,7 +15,6 @@ Cost: a sample that fits costs a comparison; a split one is rendered again.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Literal, NamedTuple
 
 from pipeline.conversation import Conversation, Reject, turns_of
@@ -53,7 +52,7 @@ def fit_to_length(
     """
     everything = tuple(range(len(conversation.images)))
     if len(rendered.ids) <= seq_len:
-        return (Fitted(conversation=conversation, rendered=_with_target(rendered), images=everything),)
+        return (Fitted(conversation, _with_target(rendered), everything),)
     if rule == "drop":
         raise Reject("over-length", f"{len(rendered.ids)} tokens; seq_len is {seq_len}")
     exceed = sum(placeholders) > seq_len
@@ -85,7 +84,7 @@ def cut(conversation: Conversation, rendered: Rendered, images: Sequence[int], s
         turns=tuple((start, min(end, stop)) for start, end in rendered.turns if start < stop),
     )  # fmt: skip
     begun = [message for turn in turns_of(conversation.messages)[: len(short.turns)] for message in turn]
-    kept = replace(conversation, messages=tuple(begun), images=conversation.images[: len(spans)],
+    kept = conversation._replace(messages=tuple(begun), images=conversation.images[: len(spans)],
                    anchors=conversation.anchors[: len(spans)])  # fmt: skip
     return Fitted(conversation=kept, rendered=_with_target(short), images=tuple(images[: len(spans)]),
                   cut=" and ".join(left_out))  # fmt: skip
@@ -93,7 +92,7 @@ def cut(conversation: Conversation, rendered: Rendered, images: Sequence[int], s
 
 def _with_target(rendered: Rendered) -> Rendered:
     """The same; rejected when no answer token is left to learn (the first token is never predicted)."""
-    if ANSWER not in rendered.mask[1:].tobytes():
+    if rendered.mask.tobytes().find(ANSWER, 1) < 0:
         raise Reject("no-target-in-length", f"the {len(rendered.ids)} tokens that fit hold no token of an answer")
     return rendered
 

@@ -17,7 +17,6 @@ Cost: the texts of a whole batch go to the tokenizer in one call; what is added 
 
 import struct
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -58,18 +57,18 @@ def render_conversations(
     for conversation, counts in zip(conversations, placeholders):
         writer.add(conversation, counts)
     encoded = iter(tokenizer.encode_batch([piece for piece in writer.pieces if isinstance(piece, str)]))
-    runs = [next(encoded) if isinstance(piece, str) else piece for piece in writer.pieces]
-    lengths = list(map(len, runs))
     ids: list[int] = []
-    for run in runs:
-        ids += run
+    at = [0]  # [pieces + 1]: where each piece begins
+    for piece in writer.pieces:
+        ids += next(encoded) if isinstance(piece, str) else piece
+        at.append(len(ids))
     all_ids = np.frombuffer(struct.pack(f"{len(ids)}i", *ids), dtype=np.int32)  # a third of what np.array takes for a list
-    all_masks = np.repeat(np.array(writer.codes, dtype=np.uint8), lengths)
-    at = list(accumulate(lengths, initial=0))  # [pieces + 1]: where each piece begins
+    all_masks = np.repeat(np.array(writer.codes, dtype=np.uint8), np.diff(at))
+    all_masks[[at[first] for first, *_ in writer.places]] = NOT_TARGET  # bos, which is in one piece with what follows it
     out = []
     for first, last, images, stops in writer.places:
         start, stop = at[first], at[last]
-        spans = tuple([(at[piece] - start, at[piece + 1] - start) for piece in images])
+        spans = tuple([(at[piece] - start, at[piece + 1] - start) for piece in images]) if images else ()
         ends = [at[piece] - start for piece in stops]
         out.append(Rendered(all_ids[start:stop], all_masks[start:stop], spans, tuple(zip([1, *ends], ends))))
     return out
@@ -86,34 +85,40 @@ class _Writer:
         self.pieces: list[Piece] = []
         self.codes: list[int] = []
         self.places: list[tuple[int, int, list[int], list[int]]] = []
-        self._image = specials.image
-        self._special = {name: [token] for name, token in specials.as_dict().items()}
+        self._specials = specials
+        # what stands before, between and behind the texts; bos gets its own code when all is in one array
+        self._first = [specials.bos, specials.user_start]
+        self._user = [specials.user_start]
+        self._assistant = [specials.user_end, specials.assistant_start]
+        self._end = [specials.assistant_end]
 
     def add(self, conversation: Conversation, counts: Sequence[int]) -> None:
         """The next conversation; counts: the placeholders of each of its images."""
-        assert len(counts) == len(conversation.images)
-        pieces, codes, special = self.pieces, self.codes, self._special
+        assert len(counts) == len(conversation.images) == len(conversation.anchors)
+        pieces, codes = self.pieces, self.codes
         first, images, stops = len(pieces), list[int](), list[int]()
         anchors = iter(zip(conversation.anchors, counts))
         anchor, count = next(anchors, (None, 0))
-        pieces.append(special["bos"])
-        codes.append(NOT_TARGET)
+        before = self._first
         waiting: list[Piece] = []  # the system message's, until the first user message opens
         for index, (role, text, parts) in enumerate(conversation.messages):
             if role == "assistant":
-                pieces.append(special["assistant_start"])
-                codes.append(TEXT)
-                self._answer(text, parts)
-                pieces.append(special["assistant_end"])
+                if parts:
+                    self._parts(parts)
+                else:
+                    pieces += (self._assistant, text)
+                    codes += (TEXT, ANSWER)
+                pieces.append(self._end)
                 codes.append(ANSWER)
                 stops.append(len(pieces))
                 continue
             body: list[Piece] = []
             at = 0
             while anchor is not None and anchor[0] == index:
+                assert text.startswith(MARKER, anchor[1]) and anchor[1] >= at, (conversation.source, conversation.row)
                 if anchor[1] > at:
                     body.append(text[at : anchor[1]])
-                body.append([self._image] * count)
+                body.append([self._specials.image] * count)
                 at = anchor[1] + len(MARKER)
                 anchor, count = next(anchors, (None, 0))
             rest = text[at:]
@@ -122,31 +127,32 @@ class _Writer:
                 continue
             if waiting and not body:  # joined as text, so that it encodes as one text
                 rest = str(waiting.pop()) + rest
-            pieces.append(special["user_start"])
+            pieces.append(before)
             codes.append(TEXT)
             for piece in (*waiting, *body):
                 if isinstance(piece, list):
                     images.append(len(pieces))
                 pieces.append(piece)
                 codes.append(NOT_TARGET if isinstance(piece, list) else TEXT)
-            pieces += (rest, special["user_end"])
-            codes += (TEXT, TEXT)
-            waiting = []
+            pieces.append(rest)
+            codes.append(TEXT)
+            before, waiting = self._user, []
         assert anchor is None
-        assert not waiting
+        assert not waiting and stops[-1] == len(pieces)
         self.places.append((first, len(pieces), images, stops))
 
-    def _answer(self, text: str, parts: Sequence[Part]) -> None:
-        """What stands between assistant_start and assistant_end."""
-        if not parts:
-            self.pieces.append(text)
-            self.codes.append(ANSWER)
-            return
-        for kind, piece in parts:
+    def _parts(self, parts: Sequence[Part]) -> None:
+        """An answer that uses tools, from user_end on."""
+        specials = self._specials
+        self.pieces.append(self._assistant)
+        self.codes.append(TEXT)
+        for kind, text in parts:
             if kind == "text":
-                self.pieces.append(piece)
+                self.pieces.append(text)
                 self.codes.append(ANSWER)
+            elif kind == "python":
+                self.pieces += ([specials.python_start], text, [specials.python_end])
+                self.codes += (ANSWER, ANSWER, ANSWER)
             else:
-                code = ANSWER if kind == "python" else TEXT
-                self.pieces += (self._special[f"{kind}_start"], piece, self._special[f"{kind}_end"])
-                self.codes += (code, code, code)
+                self.pieces += ([specials.output_start], text, [specials.output_end])
+                self.codes += (TEXT, TEXT, TEXT)

@@ -7,7 +7,7 @@ counted. Any run of consecutive units joins into one Conversation again.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from pipeline.conversation import MARKER, PAGE_BREAK, Conversation, Message, put_in_front, turns_of
 
@@ -71,7 +71,7 @@ def _join_pages(conversation: Conversation, units: Sequence[Unit]) -> Joined:
     messages, anchors = put_in_front((*units[0].messages, answer), len(images))
     # The questions about the whole document are counted once, on the sample with the first page.
     others = conversation.answers - 1 if images[0] == 0 else 0
-    joined = replace(conversation, messages=messages, anchors=anchors, dropped_turns=conversation.dropped_turns + others,
+    joined = conversation._replace(messages=messages, anchors=anchors, dropped_turns=conversation.dropped_turns + others,
                      images=tuple(conversation.images[image] for image in images))  # fmt: skip
     return joined, images
 
@@ -96,7 +96,7 @@ def _join_turns(conversation: Conversation, units: Sequence[Unit]) -> Joined:
         else:
             shift = len(_LINE) * len(front) if place[message] == user else 0
             anchors.append((place[message], offset + shift))
-    joined = replace(conversation, messages=tuple(messages), anchors=tuple(anchors),
+    joined = conversation._replace(messages=tuple(messages), anchors=tuple(anchors),
                      images=tuple(conversation.images[image] for image in images))  # fmt: skip
     return joined, images
 

@@ -109,8 +109,9 @@ class Task:
         for pending in self._pending():
             batch.append(pending)
             chars += sum([len(message.content) for message in pending.conversation.messages])
-            for data, image in zip(pending.conversation.images, pending.images):
-                size += len(data) + len(image.data) + len(image.tiles_data or b"")
+            if pending.images:
+                size += sum([len(data) for data in pending.conversation.images])
+                size += sum([len(image.data) + len(image.tiles_data or b"") for image in pending.images])
             if self.alone or len(batch) >= BATCH_ROWS or chars >= BATCH_CHARS or size >= BATCH_BYTES:
                 self._render(batch, train, val)
                 batch, chars, size = [], 0, 0
@@ -118,16 +119,15 @@ class Task:
 
     def _pending(self) -> Iterator[Pending]:
         """Every row of the task's blocks: fitted, or counted as a reject."""
-        reader = BlockReader(self.plan)
-        with contextlib.closing(reader):
+        with contextlib.closing(BlockReader(self.plan)) as reader:
             for block in self.plan.shards[self.shard]:
                 yield from self._block(reader, block)
 
     def _block(self, reader: BlockReader, block: Block) -> Iterator[Pending]:
         spec = self.plan.recipe.sources[block.source]
-        options = options_of(spec)
+        options, counts = options_of(spec), self.counts[spec.name]
         for name, row in self._rows(reader, block, spec):
-            self.counts[spec.name]["rows"] += 1
+            counts["rows"] += 1
             self.beat(spec.name, name, begun=1)
             try:
                 pending = self._fit(spec, options, name, row)
@@ -140,22 +140,25 @@ class Task:
         """A row as a conversation with its images fitted. Raises Reject, and nothing else that the row could be the cause of."""
         if isinstance(row, Reject):
             raise row
-        if (spec.name, name) in self.quarantine:
+        if self.quarantine and (spec.name, name) in self.quarantine:
             raise Reject("worker-lost", "workers died or stood still at this row, again and again")
-        mode = self.plan.recipe.mode_of(spec)
         try:
             conversation = KINDS[spec.kind].convert(row, source=spec.name, row_id=name, options=options)
-            least = geometry.placeholders(mode) * len(conversation.images)
-            if least > self.plan.recipe.seq_len and not conversation.page_breaks:  # as fit_to_length will say, but at no cost
-                raise Reject("over-length" if spec.overlong == "drop" else "images-exceed-length",
-                             f"at least {least} image tokens; seq_len is {self.plan.recipe.seq_len}")
-            images = tuple(fit_image(data, mode) for data in conversation.images)
+            images = self._fit_images(spec, conversation) if conversation.images else ()
             val = share(conversation.key_hash(), "validation") < self.plan.recipe.validation
         except (Reject, *_OURS):
             raise
         except BaseException as error:
             reject_unexpected(error)
-        return Pending(spec=spec, conversation=conversation, images=images, val=val)
+        return Pending(spec, conversation, images, val)
+
+    def _fit_images(self, spec: SourceSpec, conversation: Conversation) -> tuple[FittedImage, ...]:
+        mode = self.plan.recipe.mode_of(spec)
+        least = geometry.placeholders(mode) * len(conversation.images)
+        if least > self.plan.recipe.seq_len and not conversation.page_breaks:  # as fit_to_length will say, but at no cost
+            raise Reject("over-length" if spec.overlong == "drop" else "images-exceed-length",
+                         f"at least {least} image tokens; seq_len is {self.plan.recipe.seq_len}")
+        return tuple(fit_image(data, mode) for data in conversation.images)
 
     def _rows(self, reader: BlockReader, block: Block, spec: SourceSpec) -> Iterator[tuple[str, Item]]:
         """(row id, row or Reject) of a block."""
@@ -183,7 +186,8 @@ class Task:
         if not batch:
             return
         self.beat(*((batch[0].spec.name, batch[0].conversation.row) if self.alone else ("", RENDER)))
-        placeholders = [[geometry.placeholders(image.mode, image.tiles) for image in item.images] for item in batch]
+        placeholders = [[geometry.placeholders(image.mode, image.tiles) for image in item.images] if item.images else []
+                        for item in batch]
         try:
             rendered = render_conversations([item.conversation for item in batch], placeholders, self.tokenizer)
         except _OURS:

@@ -12,12 +12,12 @@ has all images before it; images that only later, dropped turns show go with tho
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.conversation import MARKER, PAGE_BREAK, Conversation, Message, Reject, check_messages, find_markers
 from pipeline.sources.answers import CHOICES, convert_answer
-from pipeline.sources.kind import Kind, Row, Turn, describe
+from pipeline.sources.kind import NO_ANSWER, Kind, Row, Turn, describe
 from pipeline.sources.turns import AXES, HIGHEST, LOWEST, answered, chosen, rated_well, raw_turns
 
 USER = "{user}"
@@ -126,17 +126,17 @@ def choose(row: Row, raw: Sequence[tuple[str, str] | None], options: Options) ->
 
     Raises Reject, with the reason of the rule that dropped the last of them, when none is left.
     """
-    turns, dropped = answered(raw)
-    last = Reject("no-answer", "no turn has an answer")
+    turns, unanswered = answered(raw)
+    dropped = Counter({NO_ANSWER: unanswered} if unanswered else {})
     kept = []
     for turn in turns:
-        if not rated_well(row, turn.index, options.min_ratings, options.null_ratings == "keep"):
+        if not rated_well(row, turn.number, options.min_ratings, options.null_ratings == "keep"):
             last = Reject("rating", f"no turn has the ratings {dict(options.min_ratings)}")
         elif not chosen(turn, options.user_text):
             last = Reject("turn-choice", f"no turn is asked as {options.user_text[0]!r}")
         else:
             try:
-                kept.append(replace(turn, answer=convert_answer(turn.answer, options)))
+                kept.append(turn._replace(answer=convert_answer(turn.answer, options)))
                 continue
             except Reject as error:
                 last = error
@@ -157,8 +157,8 @@ def lay_out(
     anchors: list[tuple[int, int]] = []
     for turn in turns:
         text, shift = prompted(turn, prompts, key)
-        seen = [index for index, _ in markers if index <= turn.index]
-        own = [offset for index, offset in markers if index == turn.index] if shift is not None else []
+        seen = [index for index, _ in markers if index <= turn.number]
+        own = [offset for index, offset in markers if index == turn.number] if shift is not None else []
         # Every image up to this turn that is not placed yet and has no place of its own here goes in front.
         front = (len(seen) if markers else images) - len(anchors) - len(own)
         anchors += [(len(messages), len(_LINE) * k) for k in range(front)]
@@ -172,7 +172,7 @@ def prompted(turn: Turn, prompts: Sequence[str], key: str) -> tuple[str, int | N
     """The turn's user text by the templates, and where the original text starts in it (None: it is not in it)."""
     if not prompts:
         return turn.user, 0
-    draw = hashlib.blake2b(f"{key}\0{turn.index}".encode(errors="replace"), digest_size=8).digest()
+    draw = hashlib.blake2b(f"{key}\0{turn.number}".encode(errors="replace"), digest_size=8).digest()
     before, found, after = prompts[int.from_bytes(draw) % len(prompts)].partition(USER)
     return (before + turn.user + after, len(before)) if found else (before, None)
 

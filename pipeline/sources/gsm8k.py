@@ -19,9 +19,9 @@ def parts_of(answer: str) -> tuple[Part, ...]:
     for index, piece in enumerate(_CALL.split(answer)):
         if index % 2:
             code, _, result = piece.rpartition("=")
-            parts += [Part(kind="python", text=code), Part(kind="output", text=result)]
+            parts += (Part("python", code), Part("output", result))
         elif piece:
-            parts.append(Part(kind="text", text=piece))
+            parts.append(Part("text", piece))
     return tuple(parts) if len(parts) > 1 else ()
 
 
@@ -32,7 +32,7 @@ def convert(row: Row, *, source: str, row_id: str, options: Any) -> Conversation
         raise Reject("no-answer", "answer is null or empty")
     if not question.strip():
         raise Reject("no-question", "question is null or empty")
-    return text_conversation([Turn(index=0, user=question, answer=answer, parts=parts_of(answer))], source=source,
+    return text_conversation([Turn(0, question, answer, parts_of(answer))], source=source,
                              row=row_id)  # fmt: skip
 
 

@@ -1,11 +1,11 @@
 """What a kind of source is, and the pieces that several adapters share."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from pipeline.conversation import Conversation, Message, Part, Reject, check_messages
+from pipeline.conversation import Conversation, Message, Part, Reject, check_size
 
 Row = Mapping[str, Any]
 """One parquet row as plain Python values; columns the file does not have are absent."""
@@ -44,14 +44,16 @@ class Kind:
     text_only: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class Turn:
-    """A question and its answer. index: the turn's place in the row. parts: for an answer that uses a tool."""
+class Turn(NamedTuple):
+    """A question and its answer. number: the turn's place in the row. parts: for an answer that uses a tool."""
 
-    index: int
+    number: int
     user: str
     answer: str
     parts: tuple[Part, ...] = ()
+
+
+NO_ANSWER = "no-answer"  # why a turn is dropped, or a row rejected
 
 
 def describe(dropped: Counter[str]) -> str:
@@ -69,20 +71,17 @@ def optional_text(value: Any, what: str) -> str:
 
 
 def text_conversation(
-    turns: Sequence[Turn], *, source: str, row: str, system: str = "", dropped: Counter[str] | None = None,
-    meta: Mapping[str, str] | None = None,
+    turns: Iterable[Turn], *, source: str, row: str, system: str = "", unanswered: int = 0, meta: Mapping[str, str] | None = None
 ) -> Conversation:  # fmt: skip
-    """A conversation without images; its text is never searched for markers."""
-    messages = [Message(role="system", content=system)] if system else []
-    for turn in turns:
-        messages.append(Message(role="user", content=turn.user))
-        messages.append(Message(role="assistant", content=turn.answer, parts=turn.parts))
-    check_messages(messages)
-    facts = dict(meta or {})
-    if dropped:
-        facts["dropped"] = describe(dropped)
-    return Conversation(messages=tuple(messages), source=source, row=row, meta=facts,
-                        dropped_turns=sum(dropped.values()) if dropped else 0)  # fmt: skip
+    """A conversation without images; its text is never searched for markers. unanswered: turns of the row that were dropped."""
+    messages = [Message("system", system)] if system else []
+    for _, user, answer, parts in turns:
+        messages += (Message("user", user), Message("assistant", answer, parts))
+    check_size(messages)
+    facts = meta or {}
+    if unanswered:
+        facts = {**facts, "dropped": describe(Counter({NO_ANSWER: unanswered}))}
+    return Conversation(tuple(messages), source, row, meta=facts, dropped_turns=unanswered)
 
 
 def alternate(messages: Iterable[tuple[str, str]]) -> tuple[str, list[tuple[str, str]]]:

@@ -34,7 +34,7 @@ def convert(row: Row, *, source: str, row_id: str, options: Any) -> Conversation
     lines = "".join(f"- {optional_text(choice, 'a choice')}={letter}\n" for choice, letter in zip(choices, LETTERS))
     prompt = f"Multiple Choice question: {question}\n{lines}\nRespond only with the letter of the correct answer."
     subject = row.get("subject")
-    return text_conversation([Turn(index=0, user=prompt, answer=LETTERS[answer])], source=source, row=row_id,
+    return text_conversation([Turn(0, prompt, LETTERS[answer])], source=source, row=row_id,
                              meta={"subject": subject} if isinstance(subject, str) and subject else {})  # fmt: skip
 
 

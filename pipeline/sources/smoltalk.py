@@ -18,11 +18,9 @@ def convert(row: Row, *, source: str, row_id: str, options: Any) -> Conversation
             raise Reject("roles", "a message is null")
         pairs.append((optional_text(message.get("role"), "a role"), optional_text(message.get("content"), "a content")))
     system, raw = alternate(pairs)
-    turns, dropped = answered(raw)
-    if not turns:
-        raise Reject("no-answer", "no turn has an answer")
+    turns, unanswered = answered(raw)
     origin = row.get("source")
-    return text_conversation(turns, source=source, row=row_id, system=system, dropped=dropped,
+    return text_conversation(turns, source=source, row=row_id, system=system, unanswered=unanswered,
                              meta={"origin": origin} if isinstance(origin, str) and origin else {})  # fmt: skip
 
 

@@ -11,12 +11,11 @@ Rules, each turn by turn, in this order; what they drop is counted by reason:
 5. max_turns: the first so many of what is left.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.conversation import MARKER, Reject
-from pipeline.sources.kind import Row, Turn, optional_text
+from pipeline.sources.kind import NO_ANSWER, Row, Turn, optional_text
 
 AXES = ("relevance", "visual_dependency", "image_correspondence", "formatting")
 LOWEST, HIGHEST = 1, 5
@@ -52,18 +51,12 @@ def raw_turns(texts: Any) -> list[tuple[str, str] | None]:
     return turns
 
 
-def answered(raw: Sequence[tuple[str, str] | None]) -> tuple[list[Turn], Counter[str]]:
-    """The turns that have an answer, and how many have none."""
-    turns = [Turn(index=index, user=turn[0], answer=turn[1]) for index, turn in enumerate(raw) if turn and turn[1].strip()]
-    return turns, Counter({"no-answer": len(raw) - len(turns)} if len(turns) < len(raw) else {})
-
-
-def read_turns(texts: Any) -> tuple[list[Turn], Counter[str]]:
-    """`raw_turns` and `answered` together; raises Reject("no-answer") when no turn is left."""
-    turns, dropped = answered(raw_turns(texts))
+def answered(raw: Sequence[tuple[str, str] | None]) -> tuple[list[Turn], int]:
+    """The turns that have an answer, and how many have none. Raises Reject("no-answer") when no turn is left."""
+    turns = [Turn(number, *turn) for number, turn in enumerate(raw) if turn and turn[1].strip()]
     if not turns:
-        raise Reject("no-answer", "no turn has an answer")
-    return turns, dropped
+        raise Reject(NO_ANSWER, "no turn has an answer")
+    return turns, len(raw) - len(turns)
 
 
 def rating(row: Row, axis: str, index: int) -> int | None:
