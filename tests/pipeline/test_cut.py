@@ -1,6 +1,5 @@
 """The cut at seq_len: never inside an image, never without an answer, nothing lost uncounted."""
 
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -132,7 +131,7 @@ def test_pages_whose_images_leave_no_room_for_text_are_split_too() -> None:
     pieces = fit(conversation, [30, 30], 64, "truncate")
     assert [piece.images for piece in pieces] == [(0,), (1,)]
     with pytest.raises(Reject, match="no-target"):
-        fit(replace(conversation, page_breaks=False), [30, 30], 64, "truncate")
+        fit(conversation._replace(page_breaks=False), [30, 30], 64, "truncate")
 
 
 def test_pages_that_do_not_match_the_images_are_not_split() -> None:
@@ -152,6 +151,6 @@ def test_no_page_is_lost_or_doubled(sizes: list[int], seq_len: int) -> None:
     for piece in pieces:
         assert piece.conversation.messages[1].content == "<page_break>".join(pages[k] for k in piece.images)
         assert not piece.cut or len(piece.images) == 1
-    without = replace(conversation, page_breaks=False)
+    without = conversation._replace(page_breaks=False)
     with pytest.raises(Reject, match="images-exceed-length"):
         fit(without, [20] * len(pages), seq_len, "split")
