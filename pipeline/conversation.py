@@ -96,7 +96,8 @@ class Conversation(NamedTuple):
             for image in self.images:
                 digest.update(b"image\0" + hashlib.blake2b(image, digest_size=32).digest())
         else:
-            digest.update("".join([f"{role}\0{content}\0" for role, content, _ in self.messages]).encode())
+            for role, content, _ in self.messages:
+                digest.update(f"{role}\0{content}\0".encode())
         return digest.digest()
 
 

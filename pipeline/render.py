@@ -12,7 +12,7 @@ its mode's number of <|image|> tokens, at its marker's place.
     bos user_start image image image "\\n" "Read" "." user_end assistant_start "Hi" assistant_end
      0      1        0     0     0     1     1    1     1           1           2        2
 
-Cost: the texts of a whole batch go to the tokenizer in one call; what is added is a twentieth of the tokenizer's time.
+Cost: the texts of a whole batch go to the tokenizer in one call; what is added is a tenth of the tokenizer's time.
 """
 
 import struct
@@ -62,8 +62,10 @@ def render_conversations(
     for piece in writer.pieces:
         ids += next(encoded) if isinstance(piece, str) else piece
         at.append(len(ids))
-    all_ids = np.frombuffer(struct.pack(f"{len(ids)}i", *ids), dtype=np.int32)  # a third of what np.array takes for a list
-    all_masks = np.repeat(np.array(writer.codes, dtype=np.uint8), np.diff(at))
+    # packed by struct, which takes a third of what np.array takes for a list
+    all_ids = np.frombuffer(struct.pack(f"{len(ids)}i", *ids), dtype=np.int32)
+    starts = np.frombuffer(struct.pack(f"{len(at)}q", *at), dtype=np.int64)
+    all_masks = np.repeat(np.frombuffer(bytes(writer.codes), dtype=np.uint8), starts[1:] - starts[:-1])
     all_masks[[at[first] for first, *_ in writer.places]] = NOT_TARGET  # bos, which is in one piece with what follows it
     out = []
     for first, last, images, stops in writer.places:

@@ -307,7 +307,7 @@ def sample_json(sample: Fitted, images: list[FittedImage], part: str = "") -> by
     messages = ",".join([
         f'{{"content":{_quoted(content)},"parts":[{_parts(parts) if parts else ""}],"role":"{role}"}}'
         for role, content, parts in conversation.messages])
-    pictures = ",".join([
+    pictures = "" if not images else ",".join([
         f'{{"height":{image.height},"message":{anchor[0]},"mode":"{image.mode}","offset":{anchor[1]},'
         f'"placeholders":{geometry.placeholders(image.mode, image.tiles)},"source_height":{image.source_height},'
         f'"source_width":{image.source_width},"tiles":[{image.tiles[0]},{image.tiles[1]}],"width":{image.width}}}'
