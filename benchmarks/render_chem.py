@@ -6,8 +6,9 @@
 
 One large run with its memory over time: render_chem_scale.py.
 
-Every lane is a process of its own; lanes take turns (A B C A B C ...) and the medians of their rounds are compared.
-Processor time is what is compared, so that a busy machine changes little; wall time decides only the last table.
+Every lane is a process of its own; they take turns task by task (A draws 24 molecules, B the same 24, C ...), and
+a task counts with the median of its rounds: so a minute in which the machine is slow is slow for every lane. Processor time is
+what is compared; wall time decides only the last table.
 
     naive     MolToImage(size=(1024, 1024)).save(..., "PNG")
     floor     parse, canonical SMILES, coordinates, draw; no pixels are read, nothing is encoded
@@ -29,6 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from render_chem_peers import PACKAGES, WARM_UP, make_environment, run_peer  # noqa: E402
+
+from pipeline.chem.render import TASK_ROWS  # noqa: E402
 
 SHARED = ROOT / ".." / "shared" / "data" / "smiles"
 INPUTS = {"ChEMBL": SHARED / "chembl_15k.csv", "PubChem": SHARED / "pubchem_50k.smi.gz"}
@@ -68,72 +72,109 @@ def read_molecules(path: Path, count: int) -> list[str]:
     return chosen
 
 
-def run_lane(lane: str, path: Path, count: int, size: int) -> dict[str, float]:
-    """Milliseconds of processor time and bytes a molecule for one lane, in this process."""
+def serve_lane(lane: str, path: Path, count: int, size: int) -> None:
+    """A lane's process: for each line of standard input, a task's number, draws that task; prints milliseconds and bytes."""
     molecules = read_molecules(path, count)
+    draw = {"naive": draw_naive, "floor": draw_floor}.get(lane) or open_worker(lane, size)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        first = int(line) * TASK_ROWS
+        start = time.process_time_ns()
+        written = draw(molecules[first : first + TASK_ROWS], size)
+        print((time.process_time_ns() - start) / 1e6, written, flush=True)
+
+
+def draw_naive(molecules: list[str], size: int) -> int:
+    """RDKit's own way; bytes written."""
+    from rdkit import Chem
+    from rdkit.Chem import Draw
+
     total = 0
-    if lane == "naive":
-        from rdkit import Chem
-        from rdkit.Chem import Draw
-
-        start = time.process_time()
-        for smiles in molecules:
-            out = io.BytesIO()
-            Draw.MolToImage(Chem.MolFromSmiles(smiles), size=(size, size)).save(out, "PNG")
-            total += out.tell()
-    elif lane == "floor":
-        from rdkit import Chem
-        from rdkit.Chem import rdDepictor
-        from rdkit.Chem.Draw import rdMolDraw2D
-
-        start = time.process_time()
-        for smiles in molecules:
-            molecule = Chem.MolFromSmiles(smiles)
-            Chem.MolToSmiles(molecule)
-            rdDepictor.Compute2DCoords(molecule)
-            drawer: Any = rdMolDraw2D.MolDraw2DCairo(size, size)
-            drawer.drawOptions().useBWAtomPalette()
-            drawer.DrawMolecule(molecule)
-            drawer.FinishDrawing()
-    else:
-        from pipeline.chem.job import Job
-        from pipeline.chem.render import TASK_ROWS
-        from pipeline.chem.styles import load_style
-        from pipeline.chem.surface import open_pixel_source
-        from pipeline.chem.worker import run_task
-        from pipeline.heap import keep_heap
-
-        keep_heap()
-        job, source = Job(style=load_style(lane), size=size), open_pixel_source()
-        start = time.process_time()
-        for first in range(0, len(molecules), TASK_ROWS):
-            lines = [(index, [smiles]) for index, smiles in enumerate(molecules[first : first + TASK_ROWS])]
-            chosen = run_task("canonicalise", lines, job, source, lambda index: None)
-            rows = [(index, [row["smiles"], 0]) for index, (row, _) in enumerate(chosen)]
-            total += sum(len(image) for _, image in run_task("depict", rows, job, source, lambda index: None))
-    return {"ms": (time.process_time() - start) / len(molecules) * 1e3, "bytes": total / len(molecules)}
+    for smiles in molecules:
+        out = io.BytesIO()
+        Draw.MolToImage(Chem.MolFromSmiles(smiles), size=(size, size)).save(out, "PNG")
+        total += out.tell()
+    return total
 
 
-def lane_process(lane: str, path: Path, count: int, size: int) -> dict[str, float]:
-    """run_lane in a fresh process."""
+def draw_floor(molecules: list[str], size: int) -> int:
+    """What no way of drawing with RDKit can leave out; no bytes."""
+    from rdkit import Chem
+    from rdkit.Chem import rdDepictor
+    from rdkit.Chem.Draw import rdMolDraw2D
+
+    for smiles in molecules:
+        molecule = Chem.MolFromSmiles(smiles)
+        Chem.MolToSmiles(molecule)
+        rdDepictor.Compute2DCoords(molecule)
+        drawer: Any = rdMolDraw2D.MolDraw2DCairo(size, size)
+        drawer.drawOptions().useBWAtomPalette()
+        drawer.DrawMolecule(molecule)
+        drawer.FinishDrawing()
+    return 0
+
+
+def open_worker(preset: str, size: int) -> Callable[[list[str], int], int]:
+    """A worker of render-chem for that preset, as a function like those above."""
+    from pipeline.chem.job import Job
+    from pipeline.chem.styles import load_style
+    from pipeline.chem.surface import open_pixel_source
+    from pipeline.chem.worker import run_task
+    from pipeline.heap import keep_heap
+
+    keep_heap()
+    job, source = Job(style=load_style(preset), size=size), open_pixel_source()
+
+    def draw(molecules: list[str], _: int) -> int:
+        lines = [(index, [smiles]) for index, smiles in enumerate(molecules)]
+        chosen = run_task("canonicalise", lines, job, source, lambda index: None)
+        rows = [(index, [row["smiles"], 0]) for index, (row, _) in enumerate(chosen)]
+        return sum(len(image) for _, image in run_task("depict", rows, job, source, lambda index: None))
+
+    return draw
+
+
+def take_turns(lanes: dict[str, int], path: Path, size: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Milliseconds and bytes a molecule of every lane, given how many molecules each draws."""
+    processes = {lane: start_lane(lane, path, count, size) for lane, count in lanes.items()}
+    seen: dict[str, dict[int, list[tuple[float, float]]]] = {lane: {} for lane in lanes}
+    try:
+        for number in range(rounds):
+            for task in range(-(-max(lanes.values()) // TASK_ROWS)):
+                for lane, process in processes.items():
+                    if task * TASK_ROWS < lanes[lane]:
+                        seen[lane].setdefault(task, []).append(ask(lane, process, task))
+            print(f"{path.name}: round {number + 1} of {rounds}", file=sys.stderr)
+    finally:
+        for process in processes.values():
+            process.kill()
+            process.wait()
+    return {lane: {key: sum(statistics.median(run[place] for run in runs) for runs in tasks.values()) / lanes[lane]
+                   for place, key in enumerate(("ms", "bytes"))} for lane, tasks in seen.items()}
+
+
+def start_lane(lane: str, path: Path, count: int, size: int) -> "subprocess.Popen[str]":
+    """A lane's process, when it is ready and has drawn its first task once."""
     words = ["--lane", lane, "--smiles", str(path), "--count", str(count), "--size", str(size)]
     words = [sys.executable, str(Path(__file__).resolve()), *words]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    if done.returncode:
-        raise RuntimeError(f"lane {lane}: {done.stderr.strip()[-2000:]}")
-    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return result
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                               env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert process.stdout is not None
+    if process.stdout.readline() != "ready\n":
+        raise RuntimeError(f"lane {lane} has not started")
+    ask(lane, process, 0)
+    return process
 
 
-def compare(path: Path, count: int, size: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Medians of every lane over `rounds` turns."""
-    lanes = {"naive": max(20, count // 8), "floor": count} | dict.fromkeys(PRESETS, count)
-    seen: dict[str, list[dict[str, float]]] = {lane: [] for lane in lanes}
-    for number in range(rounds):
-        for lane, molecules in lanes.items():
-            seen[lane].append(lane_process(lane, path, molecules, size))
-            print(f"{path.name} round {number + 1}: {lane} {seen[lane][-1]['ms']:.2f} ms", file=sys.stderr)
-    return {lane: {key: statistics.median(run[key] for run in runs) for key in ("ms", "bytes")} for lane, runs in seen.items()}
+def ask(lane: str, process: "subprocess.Popen[str]", task: int) -> tuple[float, float]:
+    """Milliseconds and bytes of one task."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    print(task, file=process.stdin, flush=True)
+    answer = process.stdout.readline().split()
+    if len(answer) != 2:
+        raise RuntimeError(f"lane {lane} ended in task {task}")
+    return float(answer[0]), float(answer[1])
 
 
 def time_run(path: Path, count: int, size: int, workers: int, folder: Path) -> tuple[float, float, float]:
@@ -179,7 +220,7 @@ def peers(path: Path, args: argparse.Namespace, naive: float, plain: float) -> l
         for _ in range(args.rounds):
             seen["Indigo"].append(run_peer("Indigo", python, smiles, args.size))
             seen["RanDepict"].append(run_peer("RanDepict", python, smiles, PEER_SIDE))
-            seen["diverse"].append(lane_process("diverse", path, args.count, PEER_SIDE))
+            seen["diverse"].append(take_turns({"diverse": args.count}, path, PEER_SIDE, 1)["diverse"])
     except (RuntimeError, subprocess.CalledProcessError) as error:
         return ["", f"RanDepict and Indigo: not measured ({str(error)[-300:]})."]
     indigo, theirs, ours = (statistics.median(run["ms"] for run in runs) for runs in seen.values())
@@ -203,11 +244,13 @@ def report(args: argparse.Namespace) -> str:
         "## render-chem", "", f"`{command}`", "",
         f"Python {platform.python_version()}, {versions}; {platform.machine()}, {os.cpu_count()} cores, "
         f"load {os.getloadavg()[0]:.1f} at the start.", "",
-        f"Processor time a molecule at {args.size}x{args.size}, medians of {args.rounds} turns of {args.count} molecules.", "",
+        f"Processor time a molecule at {args.size}x{args.size}: {args.count} molecules in tasks of {TASK_ROWS}, which the lanes draw "
+        f"in turns; each counts with the median of {args.rounds} rounds.", "",
         "| molecules | lane | ms | times faster than naive | times the floor | bytes |", "| --- | --- | --- | --- | --- | --- |",
     ]
     for name, path in inputs.items():
-        lanes = compare(path, args.count, args.size, args.rounds)
+        lanes = take_turns({"naive": max(TASK_ROWS, args.count // 8 // TASK_ROWS * TASK_ROWS), "floor": args.count}
+                           | dict.fromkeys(PRESETS, args.count), path, args.size, args.rounds)
         for lane, median in lanes.items():
             lines.append(
                 f"| {name} | {lane} | {median['ms']:.2f} | {lanes['naive']['ms'] / median['ms']:.1f} | "
@@ -234,7 +277,7 @@ def main() -> None:
     parser.add_argument("--smiles", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.lane:
-        print(json.dumps(run_lane(args.lane, args.smiles, args.count, args.size)))
+        serve_lane(args.lane, args.smiles, args.count, args.size)
         return
     block = report(args)
     print(block)

@@ -33,6 +33,11 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
+# Settings that a resumed run may change, and that change what it learns.
+LEARNING = ("loss", "lr", "group_lr", "schedule", "warmup_steps", "min_lr_ratio", "betas", "weight_decay", "clip", "freeze",
+            "epochs", "max_steps")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """One run. Rows are packed rows; steps are optimizer steps; rates are peak rates."""
@@ -84,8 +89,14 @@ class Settings:
         return (self.recompute or ("all" if self.model == "full" else "none")) in (half, "all")
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for settings.json."""
-        return {name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(self).items()}
+        """Plain values, for settings.json, checkpoints and trackers."""
+        return {name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+                for name, value in dataclasses.asdict(self).items()}
+
+    def changed_since(self, before: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """What is learned otherwise than under the settings of a checkpoint (`to_json`): name -> (then, now)."""
+        now = self.to_json()
+        return {name: (before[name], now[name]) for name in LEARNING if name in before and before[name] != now[name]}
 
 
 def _pair(text: str) -> tuple[str, float]:

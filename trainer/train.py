@@ -109,7 +109,7 @@ class Run:
         """Build what is trained, and take it to where the run goes on."""
         self.settings, self.data, self.place, self.control = settings, data, place, control
         self.model, self.optimizer, self.parts = build(settings, data.manifest, data.tokenizer, place)
-        self.progress = restore(settings, data, place, self.model, self.optimizer)
+        self.progress, before = restore(settings, data, place, self.model, self.optimizer)
         self.wrapped: torch.nn.Module = self.model  # for the forward pass
         if control is not None:
             # The gradient of a 1x1 convolution comes in another layout: DDP copies its 16 kB, and warns of that at length.
@@ -119,6 +119,10 @@ class Run:
         self.log = runlog.RunLog(settings.out, settings.to_json(), step=self.progress.step, track=settings.track,
                                  active=place.rank == 0)
         self.log.say(self.headline())
+        if changed := settings.changed_since(before):
+            self.log.write({"step": self.progress.step, "event": "settings", "changed": changed})
+            self.log.say("from here on with other settings: "
+                         + ", ".join(f"{name} {old} -> {new}" for name, (old, new) in changed.items()))
         self.signals = Signals()
         self.deadline = time.monotonic() + settings.stop_after * 3600 if settings.stop_after is not None else math.inf
         self.peak = peak_of(torch.cuda.get_device_name(place.device)) if place.on_gpu else None
@@ -302,15 +306,18 @@ class Run:
         checkpoint.prune(out, self.settings.keep)
 
 
-def restore(settings: Settings, data: Data, place: Place, model: VLM, optimizer: torch.optim.Optimizer) -> Progress:
-    """The state to start from: step 0, or the folder's last checkpoint with --resume. The same on every rank."""
+def restore(
+    settings: Settings, data: Data, place: Place, model: VLM, optimizer: torch.optim.Optimizer
+) -> tuple[Progress, dict[str, Any]]:
+    """The state to start from: step 0, or the folder's last checkpoint with --resume, and the settings of that. The same on
+    every rank."""
     whole = checkpoint.folders(settings.out)
     found = torch.tensor([max(whole, default=-1)], device=place.device)
     if place.ranks > 1:
         dist.broadcast(found, 0)
     step = int(found)
     if step < 0:
-        return Progress()
+        return Progress(), {}
     if step not in whole:
         raise ValueError(f"{settings.out} has no step {step} here: every node must see the same --out to resume")
     state = checkpoint.load_state(whole[step])
@@ -321,7 +328,7 @@ def restore(settings: Settings, data: Data, place: Place, model: VLM, optimizer:
                              "Pass the same --shards, --weights, --seed, --batch-rows and --shuffle-window, or start anew with "
                              f"--init {settings.out} --out ANOTHER")
     checkpoint.load_tensors(whole[step], model, optimizer)
-    return Progress(step=step, samples=state["samples"], best=state["best"], watch=Watch(**state["watch"]))
+    return Progress(step=step, samples=state["samples"], best=state["best"], watch=Watch(**state["watch"])), state["settings"]
 
 
 def run(settings: Settings, directories: Sequence[ShardDirectory], place: Place) -> dict[str, Any]:

@@ -315,6 +315,11 @@ def test_a_run_is_not_overwritten_and_other_data_is_not_resumed(shards: Path, tm
     assert "--resume goes on" in capsys.readouterr().err
     assert start(shards, out, "--max-steps", "2", "--resume", "--seed", "5") == 1
     assert "seed 0, not 5" in capsys.readouterr().err
+    assert start(shards, out, "--max-steps", "2", "--resume", "--lr", "1e-5") == 0  # this one may do, but not in silence
+    told = capsys.readouterr().err
+    assert "with other settings: lr 0.0004 -> 1e-05, max_steps 1 -> 2" in told, told
+    events = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+    assert {"step": 1, "event": "settings", "changed": {"lr": [0.0004, 1e-05], "max_steps": [1, 2]}} in events
     other = make_directory(tmp_path / "other", rows=22, seq_len=96, seed=9)
     assert start(other, out, "--max-steps", "2", "--resume") == 1
     assert "other rows" in capsys.readouterr().err
