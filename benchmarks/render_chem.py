@@ -244,8 +244,8 @@ def report(args: argparse.Namespace) -> str:
         "## render-chem", "", f"`{command}`", "",
         f"Python {platform.python_version()}, {versions}; {platform.machine()}, {os.cpu_count()} cores, "
         f"load {os.getloadavg()[0]:.1f} at the start.", "",
-        f"Processor time a molecule at {args.size}x{args.size}: {args.count} molecules in tasks of {TASK_ROWS}, which the lanes draw "
-        f"in turns; each counts with the median of {args.rounds} rounds.", "",
+        f"Processor time a molecule at {args.size}x{args.size}: {args.count} molecules in tasks of {TASK_ROWS}, drawn "
+        f"by the lanes in turns; each counts with the median of {args.rounds} rounds.", "",
         "| molecules | lane | ms | times faster than naive | times the floor | bytes |", "| --- | --- | --- | --- | --- | --- |",
     ]
     for name, path in inputs.items():
