@@ -74,7 +74,11 @@ def read_molecules(path: Path, count: int) -> list[str]:
 
 def serve_lane(lane: str, path: Path, count: int, size: int) -> None:
     """A lane's process: for each line of standard input, a task's number, draws that task; prints milliseconds and bytes."""
+    from pipeline.heap import keep_heap
+
     molecules = read_molecules(path, count)
+    if lane != "naive":
+        keep_heap()  # a setting of a worker, but no part of RDKit: the floor has it too
     draw = {"naive": draw_naive, "floor": draw_floor}.get(lane) or open_worker(lane, size)
     print("ready", flush=True)
     for line in sys.stdin:
@@ -120,9 +124,7 @@ def open_worker(preset: str, size: int) -> Callable[[list[str], int], int]:
     from pipeline.chem.styles import load_style
     from pipeline.chem.surface import open_pixel_source
     from pipeline.chem.worker import run_task
-    from pipeline.heap import keep_heap
 
-    keep_heap()
     job, source = Job(style=load_style(preset), size=size), open_pixel_source()
 
     def draw(molecules: list[str], _: int) -> int:
