@@ -9,7 +9,6 @@ there is hashed and hard-linked (copied when that is impossible). Free disk is c
 """
 
 import errno
-import fcntl
 import hashlib
 import os
 import queue
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline import locks
 from pipeline.hub import client
 from pipeline.hub.api import HubFile
 from pipeline.hub.record import Record, sync_folder
@@ -125,12 +125,8 @@ def _locked(part: Path, cancel: threading.Event) -> Iterator[int]:
     while True:
         handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
-            while True:
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    pause(0.2, cancel)
+            while not locks.take(handle):
+                pause(0.2, cancel)
             # The other process may have finished and renamed this very file: then our handle is no part any more.
             try:
                 ours = os.stat(part, follow_symlinks=False).st_ino == os.fstat(handle).st_ino
