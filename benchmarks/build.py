@@ -301,7 +301,8 @@ def report(raw: Path, only: str | None, rounds: int, tokenizer: str | None) -> I
                        f"{found[0]['bytes'] / 1e6:.1f} MB = {found[0]['bytes'] / size:.2f} x raw parquet")
             yield f"naive / ours: {cost['naive'] / cost['ours']:.1f} x (aim 5 x; bytes: 1.2 x)"
         if only in (None, "text"):
-            for label, sources, place in (("smol-smoltalk", CHAT, raw), ("smol-smoltalk, gsm8k, mmlu", TEXT, raw),
+            eight = "".join(CHAT.replace("SmolTalk]", f"SmolTalk{k}]") for k in range(8))  # else plan and start count
+            for label, sources, place in (("smol-smoltalk, eight times", eight, raw), ("smol-smoltalk, gsm8k, mmlu", TEXT, raw),
                                           ("smol-smoltalk joined by eight", CHAT, long_chats(raw, folder))):
                 recipe = recipe_file(folder, bpe, sources, samples=4000)
                 found = [child("text", recipe, place, folder / "text") for _ in range(rounds)]
