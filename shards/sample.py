@@ -104,7 +104,7 @@ def members(meta: bytes, ids: npt.NDArray[np.int32], mask: npt.NDArray[np.uint8]
 
 def encoded_size(fields: Sequence[tuple[str, bytes | memoryview]]) -> int:
     """Bytes that these members take in a tar."""
-    return sum([tar.BLOCK + size + -size % tar.BLOCK for size in [len(data) for _, data in fields]])
+    return sum([tar.BLOCK + tar.padded(len(data)) for _, data in fields])
 
 
 def decode(key: str, fields: Sequence[tuple[str, bytes | memoryview]]) -> Sample:

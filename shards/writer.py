@@ -162,7 +162,7 @@ def write_shard(folder: Path, split: str, shard: int, rows: Iterable[Iterable[Pa
                 for suffix, data in sample.fields:
                     size = len(data)
                     members.append((suffix, end + tar.BLOCK, size, stem + suffix))
-                    end += tar.BLOCK + size + -size % tar.BLOCK
+                    end += tar.BLOCK + tar.padded(size)
                 file.write(*tar.pieces(stem, sample.fields))
                 dali.add(members)
                 position += 1

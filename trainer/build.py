@@ -48,7 +48,7 @@ def build(settings: Settings, manifest: dict[str, Any], tokenizer: bytes, place:
     if not groups:
         raise ValueError("--freeze leaves nothing to train")
     optimizer = AdamW([{"params": group, "lr": rate, "peak": rate, "weight_decay": decay}
-                                   for (rate, decay), group in groups.items()], betas=settings.betas, fused=True)
+                       for (rate, decay), group in groups.items()], betas=settings.betas, fused=True)
     if settings.compile or (settings.compile is None and place.on_gpu and settings.model != "micro"):
         # Block by block: one compilation serves all blocks of a kind, and the number of images may change.
         for block in (*model.encoder.sam.blocks, *model.encoder.clip.transformer["layers"].children(), *model.decoder.layers):

@@ -1,6 +1,5 @@
 """The cut at seq_len: never inside an image, never without an answer, nothing lost uncounted."""
 
-
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings

@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from shards.geometry import MODES, PAD_COLOUR
+from shards.geometry import MODES, PAD_COLOUR, placeholders
 from trainer.pixels import Pixels, cut_tiles, decode_image, place, view_image
 
 
@@ -81,7 +81,7 @@ def test_views_of_a_large_picture() -> None:
     stretched = Image.fromarray(image).resize((1920, 1280), Image.Resampling.BICUBIC)
     assert_close(views.tiles, cut_tiles(np.asarray(stretched), (3, 2)))
     small = view_image(noise(300, 200), "gundam")
-    assert (small.tiles, small.grid) == (None, (0, 0))
+    assert (small.tiles, small.grid, placeholders("gundam", small.grid)) == (None, (0, 0), 273)
 
 
 @pytest.mark.parametrize("quality", [40, 85])
