@@ -137,12 +137,11 @@ def kill_workers(times: int, folder: Path, count: int) -> int:
     def killer() -> None:
         nonlocal done
         rng = random.Random(7)
-        # not behind the last rows: a kill there needs no restart
-        while done < times and drawn < count - 100 and not over.is_set():
+        while done < times and not over.is_set():
             time.sleep(rng.uniform(0.0, 0.15))
             # mostly not while it starts, or no row would ever be drawn
             alive = [child for child in workers_of(os.getpid()) if time.time() - child.create_time() > 1.0]
-            if alive:
+            if alive and drawn < count - 100:  # a kill behind the last rows needs no restart
                 rng.choice(alive).kill()
                 done += 1
 
