@@ -84,8 +84,8 @@ class Conversation(NamedTuple):
 
     @property
     def answers(self) -> int:
-        """How many answers, that is turns, the conversation has."""
-        return [message.role for message in self.messages].count("assistant")
+        """How many answers, that is turns, the conversation has: questions and answers alternate behind a system message."""
+        return len(self.messages) // 2
 
     def key_hash(self) -> bytes:
         """16 bytes that twins share: a hash of the split key, else of the images, else of the text."""
@@ -96,8 +96,7 @@ class Conversation(NamedTuple):
             for image in self.images:
                 digest.update(b"image\0" + hashlib.blake2b(image, digest_size=32).digest())
         else:
-            for role, content, _ in self.messages:
-                digest.update(f"{role}\0{content}\0".encode())
+            digest.update("".join([f"{role}\0{content}\0" for role, content, _ in self.messages]).encode())
         return digest.digest()
 
 

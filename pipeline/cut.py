@@ -57,7 +57,7 @@ def fit_to_length(
         raise Reject("over-length", f"{len(rendered.ids)} tokens; seq_len is {seq_len}")
     exceed = sum(placeholders) > seq_len
     # What a cut would leave without an answer counts as exceeding too, where there are pages to split at.
-    crowded = exceed or ANSWER not in rendered.mask[1:seq_len].tobytes()
+    crowded = exceed or ANSWER not in rendered.mask[1:seq_len]
     units = page_units(conversation) if crowded or rule == "split" else []
     if not units and exceed:
         raise Reject("images-exceed-length", f"{sum(placeholders)} image tokens; seq_len is {seq_len}")
@@ -92,7 +92,7 @@ def cut(conversation: Conversation, rendered: Rendered, images: Sequence[int], s
 
 def _with_target(rendered: Rendered) -> Rendered:
     """The same; rejected when no answer token is left to learn (the first token is never predicted)."""
-    if rendered.mask.tobytes().find(ANSWER, 1) < 0:
+    if rendered.mask.find(ANSWER, 1) < 0:
         raise Reject("no-target-in-length", f"the {len(rendered.ids)} tokens that fit hold no token of an answer")
     return rendered
 

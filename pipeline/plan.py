@@ -149,7 +149,7 @@ class Plan:
 def versions() -> dict[str, str]:
     """Versions that shard bytes depend on: libraries, codecs inside Pillow, Python's minor version and the architecture."""
     found = {name: importlib.metadata.version(name)
-             for name in ("numpy", "pyarrow", "tokenizers", "isal", "deflate", "opencv-python-headless", "simplejpeg",
+             for name in ("numpy", "pyarrow", "orjson", "tokenizers", "isal", "deflate", "opencv-python-headless", "simplejpeg",
                           "docling-core", "nano-deepseek-ocr")}
     found["Pillow"] = PIL.__version__
     for codec in ("jpg", "libjpeg_turbo", "zlib", "webp", "avif", "libtiff"):

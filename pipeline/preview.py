@@ -10,8 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from pipeline.conversation import Conversation, Reject
 from pipeline.cut import Overlong, fit_to_length
 from pipeline.images import FittedImage, fit_image
@@ -73,7 +71,7 @@ def _show(task: Task, index: int, mode: str, seq_len: int, tokenizer: Tokenizer)
         rendered = render_conversations([conversation], [counts], tokenizer)[0]
         rule: Overlong = task.spec.overlong  # type: ignore[assignment]  # the recipe checked it
         fitted = fit_to_length(conversation, rendered, counts, seq_len=seq_len, rule=rule, tokenizer=tokenizer)
-        samples = tuple((len(item.rendered.ids), int(np.count_nonzero(item.rendered.mask == masks.ANSWER)), item.cut)
+        samples = tuple((len(item.rendered.ids), item.rendered.mask.count(masks.ANSWER), item.cut)
                         for item in fitted)  # fmt: skip
     except Reject as reject:
         return Shown(source=name, row=index, conversation=conversation, images=images, placeholders=counts, reject=reject)

@@ -49,7 +49,7 @@ def recut(sample: Sample, info: SampleInfo, *, seq_len: int, rule: Overlong, tok
     """The samples of at most `seq_len` tokens that it becomes. Raises Reject, with the reasons of pipeline.cut."""
     conversation, part = _conversation(sample, info)
     counts = [int(image["placeholders"]) for image in sample.meta["images"]]
-    stored = Rendered(ids=sample.ids, mask=sample.mask, spans=spans(sample.ids, counts, tokenizer.specials.image),
+    stored = Rendered(ids=sample.ids, mask=sample.mask.tobytes(), spans=spans(sample.ids, counts, tokenizer.specials.image),
                       turns=turns(sample.ids, tokenizer.specials.assistant_end))
     lost = _TEXT_CUT.fullmatch(info.cut)
     whole, gone = None, int(lost[1]) if lost else 0
@@ -95,7 +95,7 @@ def _more_lost(cut: str, gone: int) -> str:
 
 def _begins_with(whole: Rendered, stored: Rendered) -> bool:
     length = len(stored.ids)
-    return np.array_equal(whole.ids[:length], stored.ids) and np.array_equal(whole.mask[:length], stored.mask)
+    return np.array_equal(whole.ids[:length], stored.ids) and whole.mask[:length] == stored.mask
 
 
 def _cut_further(conversation: Conversation, stored: Rendered, counts: Sequence[int], info: SampleInfo, seq_len: int,

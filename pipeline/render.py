@@ -33,12 +33,13 @@ Piece = str | list[int]
 class Rendered(NamedTuple):
     """Token ids of one conversation.
 
-    ids: int32 [n]. mask: uint8 [n]. spans: [start, stop) of each image's placeholders, in the images' order.
+    ids: int32 [n]. mask: n bytes, a code each (short arrays are ten times slower to cut and count). spans: [start, stop) of
+    each image's placeholders, in the images' order.
     turns: [start, stop) of each turn, from its user_start to behind its assistant_end.
     """
 
     ids: npt.NDArray[np.int32]
-    mask: npt.NDArray[np.uint8]
+    mask: bytes
     spans: tuple[tuple[int, int], ...]
     turns: tuple[tuple[int, int], ...]
 
@@ -65,8 +66,9 @@ def render_conversations(
     # packed by struct, which takes a third of what np.array takes for a list
     all_ids = np.frombuffer(struct.pack(f"{len(ids)}i", *ids), dtype=np.int32)
     starts = np.frombuffer(struct.pack(f"{len(at)}q", *at), dtype=np.int64)
-    all_masks = np.repeat(np.frombuffer(bytes(writer.codes), dtype=np.uint8), starts[1:] - starts[:-1])
-    all_masks[[at[first] for first, *_ in writer.places]] = NOT_TARGET  # bos, which is in one piece with what follows it
+    codes = np.repeat(np.frombuffer(bytes(writer.codes), dtype=np.uint8), starts[1:] - starts[:-1])
+    codes[[at[first] for first, *_ in writer.places]] = NOT_TARGET  # bos, which is in one piece with what follows it
+    all_masks = codes.tobytes()
     out = []
     for first, last, images, stops in writer.places:
         start, stop = at[first], at[last]

@@ -15,7 +15,7 @@ Cost: loading a 49 k vocabulary takes 0.2 s.
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -86,19 +86,12 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, as plain text: literal special tokens in it are spelled out, none is added."""
         out: list[list[int]] = []
-        start = 0
-        while start < len(texts):
-            stop, size = start, 0
-            while stop < len(texts) and (stop == start or size + len(texts[stop]) <= _CHUNK):
-                size += len(texts[stop])
-                stop += 1
-            chunk = list(texts[start:stop])
+        for chunk in _chunks(texts):
             try:
                 encoded = self.inner.encode_batch_fast(chunk, add_special_tokens=False)
             except (TypeError, UnicodeEncodeError):  # a lone surrogate somewhere
                 encoded = self.inner.encode_batch_fast([clean_text(text) for text in chunk], add_special_tokens=False)
-            out.extend(item.ids for item in encoded)
-            start = stop
+            out += [item.ids for item in encoded]
         return out
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -126,6 +119,18 @@ class Tokenizer:
             if own[text] in ids:
                 raise ValueError(f"tokenizer {self.name}: the text {text!r} encodes to the control token of that name; "
                                  "use a tokenizer whose vocabulary does not build it from ordinary text")  # fmt: skip
+
+
+def _chunks(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Runs of texts of at most _CHUNK characters together, or of one text."""
+    start = size = 0
+    for stop, length in enumerate(map(len, texts)):
+        if size + length > _CHUNK and stop > start:
+            yield list(texts[start:stop])
+            start, size = stop, 0
+        size += length
+    if start < len(texts):
+        yield list(texts[start:])
 
 
 def prepare(raw: bytes, *, name: str, revision: str = "", atoms: Sequence[str] = ()) -> Tokenizer:

@@ -79,11 +79,7 @@ def encode_json(meta: dict[str, Any]) -> bytes:
 
     A lone surrogate, which UTF-8 cannot hold, becomes U+FFFD: one character for one, so that offsets stay right.
     """
-    return utf8(_ENCODER.encode(meta))
-
-
-def utf8(text: str) -> bytes:
-    """Text as UTF-8, a lone surrogate as U+FFFD."""
+    text = _ENCODER.encode(meta)
     try:
         return text.encode()
     except UnicodeEncodeError:
@@ -93,13 +89,12 @@ def utf8(text: str) -> bytes:
 def encode(meta: dict[str, Any], ids: npt.NDArray[np.int32], mask: npt.NDArray[np.uint8],
            images: Iterable[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
     """The members of a sample as (suffix, data), in tar order, without the key."""
-    return members(encode_json(meta), ids, mask, images)
+    return members(encode_json(meta), ids, mask.tobytes(), images)
 
 
-def members(meta: bytes, ids: npt.NDArray[np.int32], mask: npt.NDArray[np.uint8],
-            images: Iterable[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
-    """The same from an encoded KEY.json: what a builder spools."""
-    return [("json", meta), ("ids.npy", encode_npy(ids)), ("mask.npy", encode_npy(mask)), *images]
+def members(meta: bytes, ids: npt.NDArray[np.int32], mask: bytes, images: Iterable[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+    """The same from an encoded KEY.json and the mask's bytes: what a builder spools."""
+    return [("json", meta), ("ids.npy", encode_npy(ids)), ("mask.npy", _npy_header("|u1", len(mask)) + mask), *images]
 
 
 def encoded_size(fields: Sequence[tuple[str, bytes | memoryview]]) -> int:

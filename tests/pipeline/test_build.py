@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.build import task
 from pipeline.build.local import TaskFailed, VersionMismatch, check_versions, run_tasks
 from pipeline.build.run import TooManyRejects, build
 from pipeline.build.state import BuildStateError, open_build
@@ -79,6 +80,15 @@ def test_tasks_in_reverse_and_after_a_stop_give_the_same_bytes(made: tuple[Path,
     report = in_process(plan, tmp_path / "out", recipe, order=[2])
     assert report.manifest is None and report.tasks_left == len(plan.shards) - 1
     assert in_process(plan, tmp_path / "out", recipe, order=list(reversed(range(len(plan.shards))))).manifest is not None
+    assert digests(tmp_path / "out") == digests(whole)
+
+
+@pytest.mark.parametrize("held", [0, 20_000])
+def test_samples_that_wait_on_the_disk_give_the_same_bytes(made: tuple[Path, Path], whole: Path, tmp_path: Path, held: int,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task, "HELD_BYTES", held)
+    recipe, raw = made
+    in_process(plan_of(recipe, raw), tmp_path / "out", recipe)
     assert digests(tmp_path / "out") == digests(whole)
 
 

@@ -37,10 +37,10 @@ def conversations(draw: st.DrawFn) -> tuple[Conversation, list[int]]:
 def check_mask_law(conversation: Conversation, counts: list[int], out: Rendered, tokenizer: Tokenizer) -> None:
     """The law, stated on ids, mask and targets alone."""
     specials = tokenizer.specials
-    labels = targets(out.ids, out.mask, "all")
-    answers = targets(out.ids, out.mask, "answer")
+    mask = np.frombuffer(out.mask, dtype=np.uint8)
+    labels = targets(out.ids, mask, "all")
+    answers = targets(out.ids, mask, "answer")
     assert out.ids.dtype == np.int32
-    assert out.mask.dtype == np.uint8
     assert len(out.ids) == len(out.mask) == len(labels)
     # No target is a placeholder, padding or bos.
     assert not np.isin(labels, [specials.image, specials.pad, specials.bos]).any()
@@ -105,7 +105,7 @@ def test_layout_token_by_token() -> None:
         1: "<|user_start|>Sys\n\n\nRead.<|user_end|><|assistant_start|><|user_start|>More<|user_end|><|assistant_start|>",
         2: "Hi<|assistant_end|>Ho<|assistant_end|>",
     }.items():
-        assert names(tokenizer, out.ids[out.mask == code].tolist()) == text
+        assert names(tokenizer, out.ids[np.frombuffer(out.mask, dtype=np.uint8) == code].tolist()) == text
 
 
 def test_tool_parts_are_learned_but_the_tools_output_is_not() -> None:
@@ -120,7 +120,8 @@ def test_tool_parts_are_learned_but_the_tools_output_is_not() -> None:
     text = names(tokenizer, out.ids.tolist())
     assert text == ("<|bos|><|user_start|>q<|user_end|><|assistant_start|>It is <|python_start|>6*7<|python_end|>"
                     "<|output_start|>42<|output_end|>42.<|assistant_end|>")  # fmt: skip
-    assert names(tokenizer, out.ids[out.mask == 2].tolist()) == "It is <|python_start|>6*7<|python_end|>42.<|assistant_end|>"
+    learned = np.frombuffer(out.mask, dtype=np.uint8) == 2
+    assert names(tokenizer, out.ids[learned].tolist()) == "It is <|python_start|>6*7<|python_end|>42.<|assistant_end|>"
 
 
 def test_an_empty_batch() -> None:
@@ -132,7 +133,7 @@ def test_system_text_and_user_text_are_encoded_as_one() -> None:
     joined, plain = talk("quick", "a", system="the"), talk("the\n\nquick", "a")
     one, two = render_conversations([joined, plain], [[], []], tokenizer)
     assert np.array_equal(one.ids, two.ids)
-    assert np.array_equal(one.mask, two.mask)
+    assert one.mask == two.mask
 
 
 def test_an_empty_user_text_keeps_its_answer() -> None:
