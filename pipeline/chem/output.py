@@ -10,6 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from shards.writer import sync_folder
+
 GROUP_ROWS, GROUP_BYTES = 256, 64 << 20
 
 _STRUCTS = {"images": {"bytes": pa.binary(), "path": pa.string()}, "texts": {"user": pa.string(), "assistant": pa.string()}}
@@ -59,7 +61,7 @@ def write_parquet(path: Path, rows: Iterable[dict[str, Any]], scratch: Path) -> 
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     size = scratch.stat().st_size
     os.replace(scratch, path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
     return {"rows": count, "bytes": size, "image_bytes": image_bytes, "sha256": digest}
 
 
@@ -77,17 +79,9 @@ def write_lines(path: Path, pieces: Iterable[str]) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(scratch, path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def _leaves() -> list[str]:
     nested = [f"{name}.list.element.{field}" for name, fields in _STRUCTS.items() for field in fields]
     return nested + list(_COLUMNS)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.convert.rows import Job, read_counts, rejects_path, write_unit
-from pipeline.hub.record import sync_folder, write_atomic
+from pipeline.hub.record import write_atomic
 from pipeline.processes import open_pool
+from shards.writer import sync_folder
 
 DONE, STARTED = "converted.json", ".converting.json"
 VERSION = 1

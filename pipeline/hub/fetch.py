@@ -23,9 +23,10 @@ from typing import Any
 from pipeline import locks
 from pipeline.hub import client
 from pipeline.hub.api import HubFile
-from pipeline.hub.record import Record, sync_folder
+from pipeline.hub.record import Record
 from pipeline.hub.remote import Link
 from pipeline.hub.retry import DEFAULT, Cancelled, HubError, Retry, TransientError, pause, wait_or_raise
+from shards.writer import sync_folder
 
 CHUNK = 1 << 20             # bytes read from disk at once
 MISMATCHES = 3              # whole files with a wrong checksum before it is given up

@@ -35,15 +35,6 @@ def write_atomic(path: Path, data: bytes, durable: bool = True) -> None:
         raise
 
 
-def sync_folder(folder: Path) -> None:
-    """Makes a rename in `folder` durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def record_path(raw: Path, repo: str) -> Path:
     """Where the record of `repo` is kept."""
     return raw / FOLDER / f"{repo.replace('/', '--')}.json"
