@@ -47,7 +47,7 @@ class BlockReader:
         if parquet.metadata.row_group(block.group).total_byte_size > KEPT:
             give_back()  # its page will be held twice for a moment: the highest point of a task
         kind = KINDS[self.plan.recipe.sources[block.source].kind]
-        for index, item in iter_rows(parquet, block.group, kind, start=block.start):
+        for index, item in iter_rows(parquet, block.group, kind, start=block.start, handle=handle):
             if index >= block.stop:
                 break
             if index in wanted:

@@ -24,6 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.conversation import Reject
+from pipeline.parquet.heavy import find_heavy
+from pipeline.parquet.thrift import Unsupported
 from pipeline.sources.kind import Kind
 
 BATCH_BYTES = 32 << 20
@@ -51,8 +53,13 @@ def open_parquet(file: Path | IO[bytes] | io.RawIOBase) -> pq.ParquetFile:
     return opened
 
 
-def iter_rows(file: pq.ParquetFile, group: int, kind: Kind, *, start: int = 0) -> Iterator[tuple[int, Item]]:
-    """(index inside the row group, the row or why it cannot be read), for every row from `start` on, in order."""
+def iter_rows(
+    file: pq.ParquetFile, group: int, kind: Kind, *, start: int = 0, handle: IO[bytes] | None = None
+) -> Iterator[tuple[int, Item]]:  # fmt: skip
+    """(index inside the row group, the row or why it cannot be read), for every row from `start` on, in order.
+
+    handle: the file that `file` reads.
+    """
     rows = file.metadata.row_group(group).num_rows
     index, problem, size = 0, Reject("unreadable-row-group", f"row group {group} ends early"), 0
     try:
@@ -61,8 +68,13 @@ def iter_rows(file: pq.ParquetFile, group: int, kind: Kind, *, start: int = 0) -
         if (mean := size // max(rows, 1)) > MAX_ROW_BYTES:
             raise Reject("row-too-large", f"rows of {mean >> 20} MB on average; the limit is {MAX_ROW_BYTES >> 20} MB")
         at_once = batch_rows(size, rows, _dictionaries(file, group, columns))
-        batches = file.iter_batches(at_once, row_groups=[group], columns=columns, use_threads=False)
-        for batch in batches:
+        if handle is not None:
+            for place, item in _heavy_rows(file, group, columns, at_once, start, handle):
+                yield place, item
+                start = place + 1
+        if start >= rows:
+            return
+        for batch in file.iter_batches(at_once, row_groups=[group], columns=columns, use_threads=False):
             if index + batch.num_rows > start:
                 for row, item in enumerate(_values(batch)):
                     if start <= index + row < rows:
@@ -75,6 +87,20 @@ def iter_rows(file: pq.ParquetFile, group: int, kind: Kind, *, start: int = 0) -
             raise
         problem = Reject("unreadable-row-group", f"row group {group}: {_words(error)}")
     yield from ((lost, problem) for lost in range(max(index, start), rows))
+
+
+def _heavy_rows(
+    file: pq.ParquetFile, group: int, columns: list[str], at_once: int, start: int, handle: IO[bytes]
+) -> Iterator[tuple[int, Item]]:  # fmt: skip
+    """Rows of a group with a page too large for pyarrow, up to what pyarrow is to decide; none of other groups."""
+    try:
+        if (heavy := find_heavy(file, group, columns, handle)) is not None:
+            batches = file.iter_batches(at_once, row_groups=[group], columns=heavy.others, use_threads=False)
+            rows = (row for batch in batches for row in _values(batch))
+            yield from heavy.filled(handle, rows, file.metadata.row_group(group).num_rows, start=start, most=MAX_ROW_BYTES)
+    except Exception as error:
+        if not isinstance(error, Unsupported) and not is_damage(error):
+            raise
 
 
 def _columns(file: pq.ParquetFile, kind: Kind) -> list[str]:

@@ -39,9 +39,9 @@ def render(conversations: Any, placeholders: Any, tokenizer: Any) -> Any:
     return _plain_render(conversations, placeholders, tokenizer)
 
 
-def rows(file: Any, group: int, kind: Any, *, start: int = 0) -> Iterator[Any]:
+def rows(file: Any, group: int, kind: Any, **more: Any) -> Iterator[Any]:
     """iter_rows, but the second row group of a file of four aborts after its second row."""
-    for index, item in _plain_rows(file, group, kind, start=start):
+    for index, item in _plain_rows(file, group, kind, **more):
         if file.metadata.num_row_groups == 4 and group == 1 and index == 2:
             os.abort()
         yield index, item
