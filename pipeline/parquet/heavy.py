@@ -44,8 +44,8 @@ class Heavy:
         """
         leaf = Leaf(handle, self.chunk, most)
         for index, row in zip(range(count), rows):
-            entries = leaf.row(index >= start and not isinstance(row, Reject))
-            if index >= start and not isinstance(row, Reject):
+            entries = leaf.row()
+            if not isinstance(row, Reject):
                 row[self.name] = self._value(row.get(self.name), entries)
             if index >= start:
                 yield index, row

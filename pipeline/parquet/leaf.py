@@ -1,8 +1,8 @@
 """The values of one leaf of byte arrays in a row group, row by row, in the memory of one value and some pieces.
 
 PLAIN pages are read in order. A dictionary comes before the pages of indexes into it; these are small and read first, then its
-values in order too, each when it is first needed, and kept until its last use. Of the indexes 0 1 0 2 only value 0 is kept, while
-value 1 is given.
+values in order too, each when it is first needed, and kept until its last use. Of the indexes 0 1 0 2 value 0 alone is kept,
+while value 1 is given.
 """
 
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ from pipeline.parquet.thrift import Unsupported
 
 KEPT_BYTES = 200 << 20      # of a dictionary's values that come again
 INDEX_BYTES = 16 << 20      # of a page of indexes
+EMPTY_PAGES = 100           # pyarrow writes one now and then
 
 
 class Chunk(NamedTuple):
@@ -32,15 +33,12 @@ class Plain:
     def __init__(self, body: Body, most: int) -> None:
         self._body, self._most = body, most
 
-    def take(self, wanted: bool) -> bytes | None:
-        """The next value; None if it is not wanted."""
+    def take(self) -> bytes:
+        """The next value."""
         length = int.from_bytes(self._body.read(4), "little")
         if length > self._most:
             raise Unsupported("a huge value")
-        if wanted:
-            return self._body.read(length)
-        self._body.skip(length)
-        return None
+        return self._body.read(length)
 
     def finish(self) -> None:
         """Raises Unsupported when there are more."""
@@ -56,24 +54,24 @@ class Dictionary:
         self._place, self._next, self._bytes = 0, 0, 0
         self._kept: dict[int, bytes] = {}
 
-    def take(self, wanted: bool) -> bytes | None:
-        """The next index's value; None if it is not wanted."""
+    def take(self) -> bytes:
+        """The next index's value."""
         place, index = self._place, self._indexes[self._place]
         self._place += 1
         if index >= self._count:
             raise Unsupported("an index behind the dictionary's end")
-        while wanted and self._next <= index:
-            needed = self._next == index or self._last.get(self._next, -1) > place
-            if (value := self._values.take(needed)) is not None:
+        while self._next <= index:
+            value = self._values.take()
+            if self._next == index or self._last.get(self._next, -1) > place:
                 self._kept[self._next] = value
                 self._bytes += len(value)
             if self._bytes > KEPT_BYTES:
                 raise Unsupported("a dictionary in another order than the rows")
             self._next += 1
         if self._last[index] > place:
-            return self._kept.get(index)
-        value = self._kept.pop(index, None)
-        self._bytes -= len(value or b"")
+            return self._kept[index]
+        value = self._kept.pop(index)
+        self._bytes -= len(value)
         return value
 
     def finish(self) -> None:
@@ -88,22 +86,22 @@ class Leaf:
 
     def __init__(self, handle: Any, chunk: Chunk, most: int) -> None:
         self._handle, self._chunk, self._most = handle, chunk, most
-        self._at, self._entry, self._seen = chunk.start, 0, 0
+        self._at, self._entry, self._seen, self._empty = chunk.start, 0, 0, 0
         self._reps: list[int] = []
         self._defs: list[int] = []
         self._values: Plain | Dictionary | None = None
         if (first := self._header()).kind == DICTIONARY:
             self._dictionary(first)
 
-    def row(self, wanted: bool) -> list[tuple[int, bytes | None]]:
-        """(definition level, value or None) of each entry of the next row; no values if they are not wanted."""
+    def row(self) -> list[tuple[int, bytes | None]]:
+        """(definition level, value or None) of each entry of the next row."""
         out: list[tuple[int, bytes | None]] = []
         while (self._entry < len(self._defs) or self._page()) and (not out or self._reps[self._entry]):
             if not out and self._reps[self._entry]:
                 raise Unsupported("a row without a beginning")
             level = self._defs[self._entry]
             self._entry += 1
-            out.append((level, self._values.take(wanted) if self._values and level == self._chunk.defs else None))
+            out.append((level, self._values.take() if self._values and level == self._chunk.defs else None))
         if not out:
             raise Unsupported("fewer rows than the footer has")
         return out
@@ -114,9 +112,9 @@ class Leaf:
     def _data(self, page: Page) -> tuple[Body, int]:
         """The body of a data page and the number of its values; its entries are the next ones."""
         reps, defs, body = open_page(self._handle, page, self._chunk.codec, self._chunk.reps, self._chunk.defs)
-        self._at, self._seen = page.stop, self._seen + page.entries
-        if self._seen > self._chunk.entries:
-            raise Unsupported("more entries than the footer has")
+        self._at, self._seen, self._empty = page.stop, self._seen + page.entries, self._empty + (not page.entries)
+        if self._seen > self._chunk.entries or self._empty > EMPTY_PAGES:
+            raise Unsupported("more entries than the footer has, or pages without any")
         self._reps += reps
         self._defs += defs
         return body, defs.count(self._chunk.defs)

@@ -81,25 +81,19 @@ class Body:
 
     def read(self, n: int) -> bytes:
         """The next n bytes."""
-        return b"".join(self._take(n))
-
-    def skip(self, n: int) -> None:
-        """Drop the next n bytes."""
-        for _ in self._take(n):
-            pass
-
-    def _take(self, n: int) -> Iterator[memoryview]:
         if n > self.left:
             raise Unsupported("a page ends early")
         self.left -= n
+        parts: list[memoryview] = []
         while n:
             if not self._piece:
                 if not (piece := next(self._pieces, b"")):
                     raise Unsupported("a page ends early")
                 self._piece = memoryview(piece)
-            part, self._piece = self._piece[:n], self._piece[n:]
-            n -= len(part)
-            yield part
+            parts.append(self._piece[:n])
+            self._piece = self._piece[n:]
+            n -= len(parts[-1])
+        return b"".join(parts)
 
     def finish(self) -> None:
         """Raises Unsupported unless all was taken."""
@@ -168,6 +162,8 @@ def hybrid(data: bytes, width: int, count: int) -> npt.NDArray[np.int64]:
             head, at = varint(data, at)
         except IndexError as error:
             raise Unsupported("levels or indexes end early") from error
+        if head < 2:
+            raise Unsupported("a run of nothing")
         if head & 1:
             packed = data[at : at + (head >> 1) * width]
             bits = np.unpackbits(np.frombuffer(packed, np.uint8)[: (left * width + 7) // 8 + width], bitorder="little")
