@@ -17,8 +17,9 @@ from pipeline.hub import client
 from pipeline.hub.retry import DEFAULT, HubError, Retry, TransientError, wait_or_raise
 
 TAIL = 64 * 1024            # bytes of a file's end that come with the first read there; most footers fit
-READ_AHEAD = 256 * 1024     # least size of a request elsewhere
-PREFETCH_LIMIT = 1 << 30    # a larger span is read piece by piece instead of being held
+READ_AHEAD = 256 * 1024     # least size of a request elsewhere; twice the last one where reading goes on,
+MOST_AHEAD = 16 << 20       # up to this
+PREFETCH_LIMIT = 256 << 20  # a larger span is read piece by piece instead of being held (twice, when it arrives)
 LINK_SECONDS = 600.0        # the hub signs its storage links for about an hour
 
 
@@ -46,6 +47,7 @@ class Link:
 
 def _part(link: Link, start: int, stop: int, size: int, into: bytearray) -> None:
     """One request for bytes [start, stop), appended to `into`; what came before an error stays there."""
+    full = len(into) + stop - start
     with client.stream(link.now(), {"Range": f"bytes={start}-{stop - 1}"}) as answer:
         if answer.status == 416:
             raise HubError(f"{link.url}: shorter than the {size} bytes the hub lists")
@@ -61,7 +63,7 @@ def _part(link: Link, start: int, stop: int, size: int, into: bytearray) -> None
                                      f"got {answer.headers.get('content-range')!r}")
         link.answered(answer.url)
         for chunk in answer.chunks():
-            into += chunk[:stop - start - len(into)]
+            into += chunk[:full - len(into)]
 
 
 def read_range(link: Link, start: int, stop: int, size: int, policy: Retry = DEFAULT,
@@ -73,16 +75,15 @@ def read_range(link: Link, start: int, stop: int, size: int, policy: Retry = DEF
     got = bytearray()
     failures = 0
     while start + len(got) < stop:
-        fresh = bytearray()
+        before = len(got)
         try:
-            _part(link, start + len(got), stop, size, fresh)
-            if not fresh:
+            _part(link, start + before, stop, size, got)
+            if len(got) == before:
                 raise TransientError("empty answer")
         except TransientError as error:
-            failures = 1 if fresh else failures + 1
+            failures = 1 if len(got) > before else failures + 1
             link.forget()
             wait_or_raise(error, failures, link.url, policy, cancel)
-        got += fresh
     return bytes(got)
 
 
@@ -132,7 +133,10 @@ class RemoteFile(io.RawIOBase):
             if start >= self.size - TAIL:
                 self._bring("tail", max(0, self.size - TAIL), self.size)
             else:
-                self._bring("window", start, min(max(stop, start + READ_AHEAD), self.size))
+                offset, window = self._held.get("window", (0, b""))
+                goes_on = offset <= start <= offset + len(window)
+                ahead = min(max(READ_AHEAD, 2 * len(window) if goes_on else 0), MOST_AHEAD)
+                self._bring("window", start, min(max(stop, start + ahead), self.size))
             data = self._find(start, stop)
             assert data is not None
         self._at = stop

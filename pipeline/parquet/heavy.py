@@ -40,7 +40,7 @@ class Heavy:
                most: int) -> Iterator[tuple[int, dict[str, Any] | Reject]]:
         """(index, row with the leaf's values) from `start` on, of the `count` rows that pyarrow reads of the other leaves.
 
-        most: bytes of a value. Raises Unsupported as soon as anything is unusual.
+        most: bytes of a row. Raises Unsupported as soon as anything is unusual.
         """
         leaf = Leaf(handle, self.chunk, most)
         for index, row in zip(range(count), rows):

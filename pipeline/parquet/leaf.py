@@ -81,7 +81,7 @@ class Dictionary:
 class Leaf:
     """Reads a chunk's rows. Raises Unsupported, or what pyarrow does about data that cannot be decompressed.
 
-    most: bytes that a value may have.
+    most: bytes that a row may have.
     """
 
     def __init__(self, handle: Any, chunk: Chunk, most: int) -> None:
@@ -96,12 +96,16 @@ class Leaf:
     def row(self) -> list[tuple[int, bytes | None]]:
         """(definition level, value or None) of each entry of the next row."""
         out: list[tuple[int, bytes | None]] = []
+        size = 0
         while (self._entry < len(self._defs) or self._page()) and (not out or self._reps[self._entry]):
             if not out and self._reps[self._entry]:
                 raise Unsupported("a row without a beginning")
             level = self._defs[self._entry]
             self._entry += 1
-            out.append((level, self._values.take() if self._values and level == self._chunk.defs else None))
+            value = self._values.take() if self._values and level == self._chunk.defs else None
+            if (size := size + len(value or b"")) > self._most:
+                raise Unsupported("a huge row")
+            out.append((level, value))
         if not out:
             raise Unsupported("fewer rows than the footer has")
         return out

@@ -6,9 +6,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.hub import api
+from pipeline.hub import api, remote
 from pipeline.hub.remote import TAIL, group_span, open_remote
 from pipeline.hub.retry import HubError
+from pipeline.parquet import heavy
+from pipeline.sources import KINDS
+from pipeline.sources.rows import iter_rows, open_parquet
 from tests.hub.conftest import QUICK, REPO
 from tests.hub_server import Fault, HubServer, script, seeded
 
@@ -84,3 +87,45 @@ def test_a_file_shorter_than_listed(hub: HubServer) -> None:
         remote.seek(file.size)
         with pytest.raises(HubError):
             remote.read(10)
+
+
+def test_reading_on_takes_larger_requests(hub: HubServer, hub_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests of 1, 2, 4, 8, 8 ... kB; elsewhere 1 kB again."""
+    monkeypatch.setattr(remote, "READ_AHEAD", 1024)
+    monkeypatch.setattr(remote, "MOST_AHEAD", 8192)
+    monkeypatch.setattr(remote, "TAIL", 0)
+    file = api.list_files(REPO, "docs")[0]
+    with open_remote(REPO, "main", file.path, file.size) as opened:
+        whole = b"".join(iter(lambda: opened.read(512), b""))
+        assert whole == (hub_root / REPO / file.path).read_bytes()
+        assert opened.fetched == file.size and opened.requests <= 4 + file.size // 8192
+        opened.seek(0)
+        opened.read(10)
+        assert opened.fetched == file.size + 1024
+
+
+@pytest.mark.parametrize("prefetched", [True, False])
+def test_large_pictures_are_read_in_pieces(
+    hub: HubServer, hub_root: Path, monkeypatch: pytest.MonkeyPatch, prefetched: bool
+) -> None:  # fmt: skip
+    monkeypatch.setattr(heavy, "HEAVY", 0)
+    for file in api.list_files(REPO, "docs"):
+        local = open_parquet(hub_root / REPO / file.path)
+        with open_remote(REPO, "main", file.path, file.size) as opened:
+            parquet = open_parquet(opened)
+            for group in range(parquet.num_row_groups):
+                if prefetched:
+                    opened.prefetch(*group_span(parquet.metadata, group))
+                assert heavy.find_heavy(parquet, group, ["images", "texts"], opened) is not None
+                rows = list(iter_rows(parquet, group, KINDS["finevision"], handle=opened))
+                assert rows == list(iter_rows(local, group, KINDS["finevision"]))
+
+
+def test_a_request_that_fails_in_a_large_picture_is_raised(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heavy, "HEAVY", 0)
+    file = api.list_files(REPO, "docs")[0]
+    with open_remote(REPO, "main", file.path, file.size, policy=QUICK) as opened:
+        parquet = open_parquet(opened)
+        hub.state.faults = lambda method, path, nth: Fault("whole")
+        with pytest.raises(HubError):
+            list(iter_rows(parquet, 0, KINDS["finevision"], handle=opened))
