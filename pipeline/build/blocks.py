@@ -45,7 +45,7 @@ class BlockReader:
         if isinstance(handle, RemoteFile):
             handle.prefetch(*group_span(parquet.metadata, block.group))
         if parquet.metadata.row_group(block.group).total_byte_size > KEPT:
-            give_back()  # its page will be held twice for a moment: the highest point of a task
+            give_back()  # up to the largest page that pyarrow decodes, two forms of it are held: the highest point of a task
         kind = KINDS[self.plan.recipe.sources[block.source].kind]
         for index, item in iter_rows(parquet, block.group, kind, start=block.start, handle=handle):
             if index >= block.stop:
