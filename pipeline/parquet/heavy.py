@@ -73,7 +73,7 @@ class Heavy:
 def find_heavy(file: pq.ParquetFile, group: int, columns: Sequence[str], handle: Any) -> Heavy | None:
     """The leaf of the columns that is to be read by `Heavy.filled`, if there is one that can be."""
     meta = file.metadata.row_group(group)
-    paths = {number: meta.column(number).path_in_schema for number in range(meta.num_columns)}
+    paths = {number: file.schema.column(number).path for number in range(meta.num_columns)}
     paths = {number: path for number, path in paths.items() if path.split(".")[0] in columns}
     sizes = {number: meta.column(number).total_compressed_size + meta.column(number).total_uncompressed_size for number in paths}
     for number in sorted(paths, key=sizes.__getitem__, reverse=True):
@@ -111,6 +111,8 @@ def _heavy(file: pq.ParquetFile, column: Any, leaf: Any, paths: list[str], handl
     if column.has_dictionary_page and column.dictionary_page_offset:
         start = min(start, int(column.dictionary_page_offset))
     stop, size = start + int(column.total_compressed_size), int(column.total_uncompressed_size)
+    if not 0 <= start < stop:
+        return None
     first = read_page(handle, start, stop, size)
     pages = [first, read_page(handle, first.stop, stop, size)] if first.kind == DICTIONARY and first.stop < stop else [first]
     if max(page.packed + page.size for page in pages) <= HEAVY or not 0 <= column.num_values <= MAX_ENTRIES:

@@ -128,6 +128,17 @@ def test_damage_gives_what_pyarrow_gives(way: dict[str, Any], seed: int, flips: 
         assert later == found[5:]  # a row is the same wherever a block begins
 
 
+def test_names_are_those_of_the_schema() -> None:
+    """A footer names each column in its schema and again where its pages are; pyarrow goes by the former."""
+    data = written(store_schema=False).getvalue()
+    place = data.rindex(b"texts")
+    assert data.count(b"texts", 0, place)
+    source = io.BytesIO(data[:place] + b"textz" + data[place + 5 :])
+    file = open_parquet(source)
+    assert file.schema.column(2).path == "texts" and file.metadata.row_group(0).column(2).path_in_schema == "textz"
+    assert in_pieces(file, source) == list(enumerate(plain(file)))
+
+
 def test_an_ordinary_page_is_left_to_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
     source = written()
     file = open_parquet(source)
