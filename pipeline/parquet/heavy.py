@@ -27,13 +27,14 @@ HEAVY = 128 << 20
 class Heavy:
     """A heavy leaf: of the column `name`, in its struct's field `key` if there is one. others: leaves that pyarrow reads.
 
-    empty: the definition level of an empty list; a null has less.
+    empty, present: the definition levels of an empty list, and of a struct from which on it is there.
     """
 
     chunk: Chunk
     name: str
     key: str | None
     empty: int
+    present: int
     others: Sequence[str]
 
     def filled(self, handle: Any, rows: Iterator[dict[str, Any] | Reject], count: int, *, start: int,
@@ -51,23 +52,27 @@ class Heavy:
                 yield index, row
 
     def _value(self, held: Any, entries: list[tuple[int, bytes | None]]) -> Any:
-        values = [value for _, value in entries]
+        """The column's value; held: what pyarrow has of it."""
         if not self.chunk.reps:
-            return values[0] if self.key is None else self._struct(held, values[0])
-        level = entries[0][0]
+            return self._slot(held, entries[0])
+        if (least := min(level for level, _ in entries)) <= self.empty:
+            value: list[bytes] | None = [] if least == self.empty else None
+            if len(entries) > 1 or (self.key is not None and held != value):
+                raise Unsupported("lists of different lengths in one column")
+            return value
         if self.key is None:
-            held = values if level > self.empty else [] if level == self.empty else None
-        if len(held or [None]) != len(values) or (not held and values != [None]):
+            return [value for _, value in entries]
+        if len(held or ()) != len(entries):
             raise Unsupported("lists of different lengths in one column")
-        return held if self.key is None or not held else [self._struct(*pair) for pair in zip(held, values)]
+        return [self._slot(*pair) for pair in zip(held, entries)]
 
-    def _struct(self, held: Mapping[str, Any] | None, value: bytes | None) -> dict[str, Any] | None:
-        if held is None:
-            if value is not None:
-                raise Unsupported("a value in a null")
-            return None
-        assert self.key is not None
-        return {**held, self.key: value}
+    def _slot(self, held: Mapping[str, Any] | None, entry: tuple[int, bytes | None]) -> Any:
+        level, value = entry
+        if self.key is None:
+            return value
+        if (held is None) != (level < self.present):
+            raise Unsupported("nulls of different places in one column")
+        return None if held is None else {**held, self.key: value}
 
 
 def find_heavy(file: pq.ParquetFile, group: int, columns: Sequence[str], handle: Any) -> Heavy | None:
@@ -92,9 +97,10 @@ def _heavy(file: pq.ParquetFile, column: Any, leaf: Any, paths: list[str], handl
     if file.schema_arrow.get_field_index(name) < 0:  # two of that name
         return None
     field = file.schema_arrow.field(name)
-    kind, defs, reps, empty, key = field.type, int(field.nullable), 0, int(field.nullable), None
+    kind, defs, reps, key = field.type, int(field.nullable), 0, None
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         defs, reps, kind = defs + 1 + kind.value_field.nullable, 1, kind.value_type
+    present = defs
     if pa.types.is_struct(kind):
         key = inner[-1] if inner else ""
         if kind.get_field_index(key) < 0:
@@ -118,4 +124,4 @@ def _heavy(file: pq.ParquetFile, column: Any, leaf: Any, paths: list[str], handl
     if max(page.packed + page.size for page in pages) <= HEAVY or not 0 <= column.num_values <= MAX_ENTRIES:
         return None
     chunk = Chunk(start, stop, size, column.compression, int(column.num_values), reps, defs)
-    return Heavy(chunk=chunk, name=name, key=key, empty=empty, others=others)
+    return Heavy(chunk=chunk, name=name, key=key, empty=int(field.nullable), present=present, others=others)

@@ -114,7 +114,8 @@ def read_page(handle: Any, at: int, stop: int, size: int) -> Page:
         page = Page(kind, encoding, detail[1], at + length, head[3], head[2], *more)
     except (IndexError, KeyError, TypeError, AttributeError) as error:
         raise Unsupported("no page header") from error
-    if old or not all(isinstance(number, int) and number >= 0 for number in page):
+    numbers = (*page[:6], page.defs, page.reps)
+    if old or not all(type(number) is int and number >= 0 for number in numbers) or type(page.compressed) is not bool:
         raise Unsupported("no such page header")
     if page.stop > stop or page.size > size or page.entries > MAX_ENTRIES:
         raise Unsupported("a page larger than its chunk")

@@ -44,8 +44,8 @@ def test_a_header() -> None:
 
 
 @pytest.mark.parametrize("bad", [header(packed=101), header(size=201), header(entries=MAX_ENTRIES + 1), header(entries=1 << 62),
-                                 header(kind=1), b"", b"\x15", b"\xff" * 99, b"\x1c" * 99,
-                                 b"\x18\xff\xff\xff\x7f"])  # fmt: skip
+                                 header(kind=1), header().replace(b"\x2c\x15\x14", b"\x2c\x11"), b"", b"\x15", b"\xff" * 99,
+                                 b"\x1c" * 99, b"\x18\xff\xff\xff\x7f"])  # fmt: skip
 def test_headers_that_claim_too_much(bad: bytes) -> None:
     data = bad + bytes(100)
     with pytest.raises(Unsupported):
