@@ -49,6 +49,11 @@ _BLANKS = " \t\r\n\u2581"  # U+2581 stands for a blank in SentencePiece vocabula
 _CHUNK = 1_000_000
 """Characters handed to the library at once, which bounds the memory of its results (up to 400 bytes a token)."""
 
+_SHORT = 32
+_KNOWN = 1 << 13
+"""Texts of at most so many characters are encoded once, up to so many of them (4 MB, 30 in bad cases): prompts, letters of choices,
+numbers come again and again, and the shortest costs the library 3 us."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Specials:
@@ -81,10 +86,22 @@ class Tokenizer:
         self.revision = revision
         vocabulary = inner.get_vocab(with_added_tokens=True)
         self.specials = Specials(**{item.name: vocabulary[token] for item, token in zip(fields(Specials), SPECIAL_TOKENS)})
+        self._known: dict[str, list[int]] = {}
         self._probe()
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, as plain text: literal special tokens in it are spelled out, none is added."""
+        """Ids of each text, as plain text: literal special tokens in it are spelled out, none is added. Not to be changed."""
+        if len(self._known) > _KNOWN:
+            self._known.clear()
+        known = self._known
+        found = [known.get(text) if len(text) <= _SHORT else None for text in texts]
+        fresh = [text for text, ids in zip(texts, found) if ids is None]
+        encoded = self._encode(fresh)
+        known.update([(text, ids) for text, ids in zip(fresh, encoded) if len(text) <= _SHORT])
+        rest = iter(encoded)
+        return [next(rest) if ids is None else ids for ids in found]
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         out: list[list[int]] = []
         for chunk in _chunks(texts):
             try:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as HFTokenizer
 
+from pipeline import tokens
 from pipeline.tokens import SPECIAL_TOKENS, load_tokenizer, prepare
 from pipeline.train_tokenizer import file_texts, train_bpe
 from tests.pipeline.tiny import WORDS, tiny_tokenizer
@@ -23,6 +24,17 @@ from tests.pipeline.tokenizers_zoo import ZOO, byte_level
 def test_any_text_comes_back(text: str) -> None:
     tokenizer = tiny_tokenizer()
     assert tokenizer.decode(tokenizer.encode_batch([text])[0]) == text
+
+
+@given(st.lists(st.lists(st.text("ab \n", max_size=3) | st.text(min_size=20, max_size=50), max_size=6), min_size=1, max_size=4))
+def test_short_texts_that_come_again_have_the_same_ids(batches: list[list[str]]) -> None:
+    tokenizer = tiny_tokenizer()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokens, "_KNOWN", 3)
+        for texts in batches:
+            wanted = [item.ids for item in tokenizer.inner.encode_batch(texts, add_special_tokens=False)]
+            assert tokenizer.encode_batch(texts) == wanted
+            assert len(tokenizer._known) <= 3 + len(texts)
 
 
 def test_a_lone_surrogate_does_not_stop_a_batch() -> None:
