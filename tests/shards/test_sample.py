@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from shards.sample import KEY, decode, decode_npy, encode, encode_json, encode_npy, encoded_size, make_key
+from shards.sample import KEY, decode, decode_npy, encode, encode_json, encode_npy, encoded_size, make_key, members
 from tests.shards.making import image_meta, meta
 
 KEY0 = make_key("train", 0, 0)
@@ -65,6 +65,14 @@ def test_a_sample_comes_back(body: dict[str, Any], ids: Any) -> None:
     assert (sample.key, sample.meta) == (KEY0, body)
     assert np.array_equal(sample.ids, ids) and sample.mask.dtype == np.uint8
     assert encode(sample.meta, sample.ids, sample.mask, sample.images) == fields
+
+
+def test_a_mask_of_another_dtype_is_not_written_as_codes() -> None:
+    body = {"images": [], "messages": []}
+    ids = np.arange(3, dtype=np.int32)
+    with pytest.raises(ValueError, match="npy"):
+        decode(KEY0, encode(body, ids, np.ones(3, np.int64), []))  # type: ignore[arg-type]
+    assert members(encode_json(body), ids, b"\0\1\2", []) == encode(body, ids, np.arange(3, dtype=np.uint8), [])
 
 
 def test_json_is_utf8_whatever_the_text() -> None:
