@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 
 from pipeline.build.spool import SampleInfo
-from pipeline.build.task import describe, image_members, sample_json
+from pipeline.build.task import encoded
 from pipeline.conversation import PAGE_BREAK, Conversation, Message, Part, Reject
 from pipeline.cut import Fitted, Overlong, cut, fit_to_length
 from pipeline.images import FittedImage
 from pipeline.render import Rendered, render_conversations
 from pipeline.tokens import Tokenizer
-from shards.sample import Sample, members
+from shards.sample import Sample
 from shards.writer import Fields
 
 _TEXT_CUT = re.compile(r"(\d+) tokens")
@@ -141,5 +141,5 @@ def _images(sample: Sample, info: SampleInfo) -> list[FittedImage]:
 
 
 def _piece(item: Fitted, images: list[FittedImage], part: str) -> Piece:
-    fields = members(sample_json(item, images, part), item.rendered.ids, item.rendered.mask, image_members(images))
-    return Piece(fields=fields, info=describe(item, images, fields))
+    fields, info = encoded(item, images, part)
+    return Piece(fields=fields, info=info)

@@ -225,8 +225,7 @@ class Task:
 
     def _spool(self, item: Pending, sample: Fitted, spool: Spool) -> None:
         images = [item.images[index] for index in sample.images]
-        fields = members(sample_json(sample, images), sample.rendered.ids, sample.rendered.mask, image_members(images))
-        info = describe(sample, images, fields)
+        fields, info = encoded(sample, images)
         # a repeat is the same sample under another key; twins share their key's hash, so they stay on one side of the split
         for _ in range(item.spec.repeats):
             spool.add(fields, info)
@@ -270,6 +269,12 @@ class Task:
             columns = dict(zip(SampleInfo._fields, zip(*own)))
             sums = {name: sum(columns[name]) for name in ("images", "tokens", "targets", "answer_tokens", "bytes", "kept_images")}
             self.counts[source].update(sums, samples=len(own), val_samples=val * len(own), cut=len(own) - columns["cut"].count(""))
+
+
+def encoded(sample: Fitted, images: list[FittedImage], part: str = "") -> tuple[Fields, SampleInfo]:
+    """A sample's members, and its numbers; `part` as in `sample_json`."""
+    fields = members(sample_json(sample, images, part), sample.rendered.ids, sample.rendered.mask, image_members(images))
+    return fields, describe(sample, images, fields)
 
 
 def describe(sample: Fitted, images: list[FittedImage], fields: Fields) -> SampleInfo:

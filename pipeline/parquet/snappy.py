@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 
-from pipeline.parquet.thrift import Unsupported, varint
+from pipeline.parquet.thrift import Unsupported, encode_varint, varint
 
 BLOCK = 1 << 16
 MOST = 2 * BLOCK + 16       # bytes that a block takes at most
@@ -49,7 +49,7 @@ def unpack(read: Callable[[int], bytes], size: int) -> Iterator[bytes]:
                 goal = min(BLOCK, left - made)
                 at, budget = _walk(data, at, goal, budget + goal // MEAN)
                 made += goal
-            string = b"".join((_varint(made), memoryview(data)[begin:at]))
+            string = b"".join((encode_varint(made), memoryview(data)[begin:at]))
             yield pa.decompress(string, decompressed_size=made, codec="snappy", asbytes=True)
             left -= made
     except IndexError as error:
@@ -84,11 +84,3 @@ def _more(read: Callable[[int], bytes], data: bytes) -> bytes:
     while len(data) < MOST and (piece := read(READ)):
         data += piece
     return data
-
-
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 127:
-        out.append(number & 127 | 128)
-        number >>= 7
-    return bytes([*out, number])

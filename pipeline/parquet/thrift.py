@@ -19,6 +19,15 @@ def varint(data: bytes, at: int) -> tuple[int, int]:
     raise Unsupported("a number of more than ten bytes")
 
 
+def encode_varint(number: int) -> bytes:
+    """A number as `varint` reads it."""
+    out = bytearray()
+    while number > 127:
+        out.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*out, number])
+
+
 def struct(data: bytes, at: int = 0, depth: int = 0) -> tuple[dict[int, Any], int]:
     """Numbers, booleans and structs of a struct by field number, and where it ends. IndexError when the data end before."""
     if depth > 8:

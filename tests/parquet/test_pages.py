@@ -11,26 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.parquet.pages import MAX_ENTRIES, Body, Page, Span, hybrid, open_page, read_page
-from pipeline.parquet.thrift import Unsupported, struct, varint
-
-
-def number(value: int) -> bytes:
-    out = bytearray()
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*out, value])
+from pipeline.parquet.thrift import Unsupported, encode_varint, struct, varint
 
 
 def header(kind: int = 0, size: int = 100, packed: int = 100, entries: int = 10, encoding: int = 0) -> bytes:
     """A header of a page of version 1, its numbers as given."""
-    ints = [number(2 * value) for value in (kind, size, packed)]
-    data = b"\x15" + number(2 * entries) + b"\x15" + number(2 * encoding) + b"\x15\x06\x15\x06\x00"
+    ints = [encode_varint(2 * value) for value in (kind, size, packed)]
+    data = b"\x15" + encode_varint(2 * entries) + b"\x15" + encode_varint(2 * encoding) + b"\x15\x06\x15\x06\x00"
     return b"\x15" + ints[0] + b"\x15" + ints[1] + b"\x15" + ints[2] + b"\x2c" + data + b"\x00"
 
 
 def test_numbers() -> None:
     assert varint(bytes.fromhex("e58e26"), 0) == (624485, 3)
+    assert [encode_varint(value).hex() for value in (0, 127, 128, 624485)] == ["00", "7f", "8001", "e58e26"]
     with pytest.raises(IndexError):
         varint(b"\xff\xff", 0)
     with pytest.raises(Unsupported):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.parquet import snappy
 from pipeline.parquet.snappy import unpack
-from pipeline.parquet.thrift import Unsupported
+from pipeline.parquet.thrift import Unsupported, encode_varint
 
 
 def packed(data: bytes) -> bytes:
@@ -83,7 +83,7 @@ def test_a_copy_from_an_earlier_block_is_not_read(monkeypatch: pytest.MonkeyPatc
     noise = random.Random(0).randbytes(1 << 16)
     literal = bytes([61 << 2]) + (len(noise) - 1).to_bytes(2, "little") + noise
     copy = bytes([63 << 2 | 3]) + (1 << 16).to_bytes(4, "little")
-    string = snappy._varint((1 << 16) + 64) + literal + copy
+    string = encode_varint((1 << 16) + 64) + literal + copy
     assert pa.decompress(string, decompressed_size=(1 << 16) + 64, codec="snappy", asbytes=True) == noise + noise[:64]
     with pytest.raises((pa.ArrowException, OSError)):
         list(unpack(reader(string), (1 << 16) + 64))
@@ -92,7 +92,7 @@ def test_a_copy_from_an_earlier_block_is_not_read(monkeypatch: pytest.MonkeyPatc
 def test_blocks_of_another_size_are_not_read() -> None:
     literal = bytes([62 << 2]) + (99_999).to_bytes(3, "little") + bytes(100_000)
     with pytest.raises(Unsupported, match="other blocks"):
-        list(unpack(reader(snappy._varint(100_000) + literal), 100_000))
+        list(unpack(reader(encode_varint(100_000) + literal), 100_000))
 
 
 def test_many_small_elements_are_left_to_the_library() -> None:
